@@ -1,0 +1,64 @@
+"""The Redis clients, each with its settings written out.
+
+Nothing here retries by itself: a blind retry of a write that was applied is how streams double.
+The scripts are safe to repeat, and their callers know when to.
+"""
+
+import socket
+from typing import Any
+
+from redis import Redis as SyncRedis
+from redis import exceptions
+from redis.asyncio import Redis
+
+UNAVAILABLE = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.BusyLoadingError,
+    exceptions.ReadOnlyError,
+    OSError,
+)
+"""What a caller sees while the server is away, restarting or no longer the primary."""
+
+COMMAND_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+PUBSUB_HEALTH_S = 10.0
+
+_KEEPALIVE: dict[int, int] = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+
+
+def _options(url: str, timeout_s: float | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"socket_timeout": timeout_s, "retry_on_timeout": False}
+    if not url.startswith("unix:"):
+        options |= {
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_keepalive": True,
+            "socket_keepalive_options": _KEEPALIVE,
+        }
+    return options
+
+
+def command_client(url: str, *, max_connections: int = 64) -> Redis:
+    """Return the client for short commands and scripts: a reply in 5 s or an error."""
+    options = _options(url, COMMAND_TIMEOUT_S)
+    client: Redis = Redis.from_url(url, max_connections=max_connections, **options)
+    return client
+
+
+def pubsub_client(url: str) -> Redis:
+    """Return the client for subscriptions: reads wait for ever, a PING proves the path."""
+    client: Redis = Redis.from_url(
+        url, max_connections=4, health_check_interval=PUBSUB_HEALTH_S, **_options(url, None)
+    )
+    return client
+
+
+def lease_client(url: str, timeout_s: float) -> SyncRedis:
+    """Return the blocking client of the lease thread: its own connection, a short timeout."""
+    options = _options(url, timeout_s)
+    client: SyncRedis = SyncRedis.from_url(url, max_connections=1, **options)
+    return client

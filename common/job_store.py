@@ -1,0 +1,294 @@
+"""The job record and its log: typed callers of the scripts that change them."""
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from common.events import STATE_OF_END, Ended, Event, Retrying, decode_event, encode_event
+from common.jobs import TERMINAL, JobSpec, JobState, decode_spec, encode_spec
+from common.keys import JobKeys, Keys
+from common.scripts import Argument, Script
+
+LOG_PAGE = 1024
+
+_SUBMIT = Script("submit", events=True)
+_START = Script("start", events=True)
+_APPEND = Script("append", events=True)
+_FINISH = Script("finish", events=True)
+_REQUEUE = Script("requeue", events=True)
+_CANCEL = Script("cancel")
+
+
+class Outcome(enum.StrEnum):
+    """What a script says of a job."""
+
+    OK = "OK"
+    STALE = "STALE"
+    GAP = "GAP"
+    CANCEL = "CANCEL"
+    EXPIRED = "EXPIRED"
+    FENCED = "FENCED"
+    CLOSED = "CLOSED"
+    GONE = "GONE"
+
+
+LOST = frozenset({Outcome.FENCED, Outcome.CLOSED, Outcome.GONE})
+"""Somebody else owns the job, or nobody: stop, write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to create. ``fingerprint`` tells a repeated request from another one."""
+
+    id: str
+    tenant: str
+    spec: JobSpec
+    fingerprint: str
+    incarnation: str
+    retention_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The job as it stands after ``submit``. Times are milliseconds of Redis's clock."""
+
+    created: bool
+    fingerprint: str
+    state: JobState
+    created_ms: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """The job record as read. Times are milliseconds of Redis's clock, 0 = not yet."""
+
+    id: str
+    tenant: str
+    incarnation: str
+    spec: JobSpec
+    state: JobState
+    epoch: int
+    next: int
+    attempts: int
+    losses: int
+    owner: str
+    cancel: bool
+    created_ms: int
+    started_ms: int
+    finished_ms: int
+    deadline_ms: int
+    retention_ms: int
+    result: bytes | None
+
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the terminal event is in the log."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A record with its log: ``events[n]`` is event ``n``, ``payloads[n]`` its bytes."""
+
+    record: JobRecord
+    payloads: tuple[bytes, ...]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events of one job to append under its epoch, the first with number ``n``."""
+
+    job_id: str
+    epoch: int
+    n: int
+    payloads: tuple[bytes, ...]
+
+
+class JobStore:
+    """All state changes of a job's record and log. Raises redis-py's errors unchanged."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def submit(self, job: NewJob, accepted: Event) -> Submitted:
+        """Create the job with event 0, or return the one that has its ID."""
+        keys = self._keys.job(job.id)
+        fields: dict[str, bytes | str | int] = {
+            "tenant": job.tenant,
+            "incarnation": job.incarnation,
+            "spec": encode_spec(job.spec),
+            "retention_ms": round(job.retention_s * 1000),
+        }
+        args: list[Argument] = [
+            keys.live,
+            job.fingerprint,
+            round(job.spec.deadline_s * 1000),
+            round(job.retention_s * 1000),
+            encode_event(accepted),
+            *(part for field in fields.items() for part in field),
+        ]
+        reply = await _SUBMIT.run(self._redis, [keys.record, keys.log], args)
+        return Submitted(
+            created=reply[0] == b"CREATED",
+            fingerprint=reply[1].decode(),
+            state=JobState(reply[2].decode()),
+            created_ms=int(reply[3]),
+            deadline_ms=int(reply[4]),
+        )
+
+    async def start(
+        self, record: JobRecord, worker_id: str, started: Event
+    ) -> tuple[Outcome, int, float]:
+        """Take the job as it was read; returns the outcome, the new epoch and the queue time (s).
+
+        ``STALE`` means that the job changed since it was read.
+        """
+        keys = self._keys.job(record.id)
+        args: list[Argument] = [
+            keys.live,
+            worker_id,
+            record.epoch,
+            record.next,
+            encode_event(started),
+        ]
+        reply = await _START.run(self._redis, [keys.record, keys.log], args)
+        outcome = Outcome(reply[0].decode())
+        if outcome is not Outcome.OK:
+            return outcome, 0, 0.0
+        return outcome, int(reply[1]), int(reply[2]) / 1000
+
+    async def append(self, appends: Sequence[Append]) -> list[tuple[Outcome, int]]:
+        """Append the events of many jobs in one round trip; returns (outcome, log's next) each."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for item in appends:
+                keys, args = self._append_call(item)
+                _APPEND.add_to(pipeline, keys, args)
+            replies = await pipeline.execute(raise_on_error=False)
+        return [
+            await self._append_answer(item, reply)
+            for item, reply in zip(appends, replies, strict=True)
+        ]
+
+    def _append_call(self, item: Append) -> tuple[list[str], list[Any]]:
+        keys = self._keys.job(item.job_id)
+        return [keys.record, keys.log], [keys.live, item.epoch, item.n, *item.payloads]
+
+    async def _append_answer(self, item: Append, reply: Any) -> tuple[Outcome, int]:
+        if isinstance(reply, NoScriptError):
+            reply = await _APPEND.run(self._redis, *self._append_call(item))
+        if isinstance(reply, Exception):
+            raise reply
+        return Outcome(reply[0].decode()), int(reply[1])
+
+    async def finish(
+        self, record_id: str, position: tuple[int, int], end: Ended, retention_ms: int
+    ) -> tuple[Outcome, int]:
+        """Write the terminal event at ``position`` (epoch, n); returns (outcome, log's next).
+
+        ``STALE``: the log is longer than the caller knew. ``CLOSED``: the job has its end already.
+        """
+        keys = self._keys.job(record_id)
+        epoch, n = position
+        state = STATE_OF_END[type(end)]
+        args: list[Argument] = [keys.live, epoch, n, state, retention_ms, encode_event(end)]
+        reply = await _FINISH.run(self._redis, [keys.record, keys.log], args)
+        return Outcome(reply[0].decode()), int(reply[1])
+
+    async def cancel(self, job_id: str) -> tuple[Outcome, JobState | None, str]:
+        """Set the durable cancel flag; returns (OK, CLOSED or GONE; the state; the owner)."""
+        reply = await _CANCEL.run(self._redis, [self._keys.job(job_id).record], [])
+        state = JobState(reply[1].decode()) if reply[1] else None
+        return Outcome(reply[0].decode()), state, reply[2].decode()
+
+    async def requeue(self, job_id: str, owner: str, retrying: Retrying, *, lost: bool) -> Outcome:
+        """Take a running job from ``owner``, who is fenced from now on, and let it wait again."""
+        keys = self._keys.job(job_id)
+        args: list[Argument] = [keys.live, owner, int(lost), encode_event(retrying)]
+        reply = await _REQUEUE.run(self._redis, [keys.record, keys.log], args)
+        return Outcome(reply[0].decode())
+
+    async def record(self, job_id: str) -> JobRecord | None:
+        """Return the job record, or None for an unknown or forgotten job."""
+        fields = await self._redis.hgetall(self._keys.job(job_id).record)  # type: ignore[misc]
+        return _record(job_id, fields) if fields else None
+
+    async def records(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Return many job records in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(self._keys.job(job_id).record)
+            replies = await pipeline.execute()
+        return [
+            _record(job_id, fields) if fields else None
+            for job_id, fields in zip(job_ids, replies, strict=True)
+        ]
+
+    async def log(self, job_id: str, start: int = 0) -> list[tuple[int, bytes]]:
+        """Return the log from event ``start`` as (n, payload), read page by page."""
+        keys = self._keys.job(job_id)
+        events: list[tuple[int, bytes]] = []
+        while True:
+            page = await self._page(keys, start)
+            events += page
+            if len(page) < LOG_PAGE:
+                return events
+            start = page[-1][0] + 1
+
+    async def _page(self, keys: JobKeys, start: int) -> list[tuple[int, bytes]]:
+        entries = await self._redis.xrange(keys.log, min=f"0-{start + 1}", count=LOG_PAGE)
+        return [_numbered(entry_id, fields) for entry_id, fields in entries]
+
+    async def top(self, job_ids: Iterable[str]) -> list[tuple[str, int] | None]:
+        """Return (incarnation, log's next) of many jobs in one round trip, None for a lost one."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(self._keys.job(job_id).record, ["incarnation", "next"])
+            replies = await pipeline.execute()
+        return [(inc.decode(), int(n)) if inc and n else None for inc, n in replies]
+
+    async def snapshot(self, job_id: str) -> Snapshot | None:
+        """Return the record and the log up to the record's ``next``, or None."""
+        record = await self.record(job_id)
+        if record is None:
+            return None
+        payloads = tuple(payload for _, payload in await self.log(job_id))[: record.next]
+        return Snapshot(record, payloads, tuple(decode_event(payload) for payload in payloads))
+
+
+def _numbered(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[int, bytes]:
+    return int(entry_id.partition(b"-")[2]) - 1, fields[b"event"]
+
+
+def _record(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
+    def number(name: bytes) -> int:
+        return int(fields.get(name, b"0"))
+
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode()
+
+    return JobRecord(
+        id=job_id,
+        tenant=text(b"tenant"),
+        incarnation=text(b"incarnation"),
+        spec=decode_spec(fields[b"spec"]),
+        state=JobState(text(b"state")),
+        epoch=number(b"epoch"),
+        next=number(b"next"),
+        attempts=number(b"attempts"),
+        losses=number(b"losses"),
+        owner=text(b"owner"),
+        cancel=b"cancel" in fields,
+        created_ms=number(b"created_ms"),
+        started_ms=number(b"started_ms"),
+        finished_ms=number(b"finished_ms"),
+        deadline_ms=number(b"deadline_ms"),
+        retention_ms=number(b"retention_ms"),
+        result=fields.get(b"result"),
+    )

@@ -1,0 +1,117 @@
+"""Every key, group and channel in Redis: its type, its owner and how long it lives.
+
+``{…}`` is the cluster's hash tag: no script touches two tags. ``JOB``, ``MODEL``, ``TENANT`` and
+``WORKER`` are names that passed :func:`common.names.check_name`, so no key can be forged.
+
+==============================  ========  ====================================  ==================
+key                             type      what                                  lives
+==============================  ========  ====================================  ==================
+``{j:JOB}:job``                 hash      the job record                        deadline+retention
+``{j:JOB}:log``                 stream    the events, entry ``0-(n+1)``         same
+``{j:JOB}:live``                channel   the doorbell                          -
+``{m:MODEL}:lane:PRIO:TENANT``  stream    job IDs, group ``workers``            until it is empty
+``{m:MODEL}:lane:orphans``      stream    job IDs that lost their worker        until it is empty
+``{m:MODEL}:lanes``             set       the suffixes of the lanes that exist  until it is empty
+``{m:MODEL}:ring:PRIO``         zset      tenants with waiting work, by turn    until it is empty
+``{m:MODEL}:jobs``              zset      unfinished jobs by deadline (ms)      until it is empty
+``{m:MODEL}:workers``           zset      workers by lease deadline (ms)        until it is empty
+``{m:MODEL}:sweeper``           string    who sweeps now                        its lease
+``{m:MODEL}:bell``              channel   "there is work"                       -
+``worker:WORKER``               hash      what the worker says of itself        lease
+``worker:WORKER:ctl``           channel   cancel this job, now                  -
+``models``                      zset      models by last lease deadline (ms)    one day
+``jobs:TENANT``                 zset      a tenant's jobs by creation (ms)      deadline+retention
+``secret``                      string    key of the Idempotency-Key hash       for ever
+``probe:GATEWAY``               channel   the relay's own liveness probe        -
+==============================  ========  ====================================  ==================
+"""
+
+from dataclasses import dataclass
+
+from common.jobs import Priority
+
+GROUP = "workers"
+ORPHANS = "orphans"
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """The keys of one job; all share one hash tag."""
+
+    record: str
+    log: str
+    live: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKeys:
+    """The keys of one model; all share one hash tag."""
+
+    prefix: str
+    lanes: str
+    jobs: str
+    workers: str
+    sweeper: str
+    bell: str
+
+    def lane(self, suffix: str) -> str:
+        """Return the stream of a lane: ``orphans`` or ``PRIO:TENANT``."""
+        return f"{self.prefix}:lane:{suffix}"
+
+    def ring(self, priority: Priority) -> str:
+        """Return the ring of the tenants that wait at this priority."""
+        return f"{self.prefix}:ring:{priority}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names under one prefix, so that several installations can share a server."""
+
+    prefix: str = "hr"
+
+    def job(self, job_id: str) -> JobKeys:
+        """Return the keys of a job."""
+        tag = f"{self.prefix}:{{j:{job_id}}}"
+        return JobKeys(record=f"{tag}:job", log=f"{tag}:log", live=f"{tag}:live")
+
+    def job_of_live(self, channel: str) -> str:
+        """Return the job whose doorbell the channel is."""
+        return channel[len(self.prefix) + len(":{j:") : -len("}:live")]
+
+    def model(self, model: str) -> ModelKeys:
+        """Return the keys of a model."""
+        tag = f"{self.prefix}:{{m:{model}}}"
+        return ModelKeys(
+            prefix=tag,
+            lanes=f"{tag}:lanes",
+            jobs=f"{tag}:jobs",
+            workers=f"{tag}:workers",
+            sweeper=f"{tag}:sweeper",
+            bell=f"{tag}:bell",
+        )
+
+    def worker(self, worker_id: str) -> str:
+        """Return the hash in which a worker describes itself."""
+        return f"{self.prefix}:worker:{worker_id}"
+
+    def worker_ctl(self, worker_id: str) -> str:
+        """Return the channel on which a worker is told to cancel a job now."""
+        return f"{self.prefix}:worker:{worker_id}:ctl"
+
+    @property
+    def models(self) -> str:
+        """Return the index of the models that had a worker in the last day."""
+        return f"{self.prefix}:models"
+
+    @property
+    def secret(self) -> str:
+        """Return the fleet's key of the ``Idempotency-Key`` hash, made by the first gateway."""
+        return f"{self.prefix}:secret"
+
+    def tenant_jobs(self, tenant: str) -> str:
+        """Return the index of a tenant's jobs."""
+        return f"{self.prefix}:jobs:{tenant}"
+
+    def probe(self, gateway_id: str) -> str:
+        """Return the channel on which a relay proves that messages still arrive."""
+        return f"{self.prefix}:probe:{gateway_id}"

@@ -1,0 +1,137 @@
+"""A model's lanes: jobs wait in them, workers claim from them, the sweep moves what died."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from common.jobs import Priority
+from common.keys import ORPHANS, Keys
+from common.scripts import Argument, Script
+
+SWEEP_LIMIT = 100
+
+_ENQUEUE = Script("enqueue")
+_CLAIM = Script("claim")
+_RELEASE = Script("release")
+_ORPHAN = Script("orphan")
+
+
+class LeaseLapsed(Exception):
+    """The worker was declared dead: it must drop its jobs and join under a new ID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lane entry that a worker holds until it releases it."""
+
+    job_id: str
+    lane: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """One lane: what waits in it and what is being worked on."""
+
+    lane: str
+    waiting: int
+    pending: int
+
+
+class Lanes:
+    """The lanes of one model."""
+
+    def __init__(self, redis: Redis, keys: Keys, model: str) -> None:
+        self._redis = redis
+        self._keys = keys.model(model)
+
+    async def enqueue(self, job_id: str, tenant: str, priority: Priority, deadline_ms: int) -> bool:
+        """Put the job into its tenant's lane; False when it is there already."""
+        suffix = f"{priority}:{tenant}"
+        keys = [
+            self._keys.jobs,
+            self._keys.lanes,
+            self._keys.lane(suffix),
+            self._keys.ring(priority),
+        ]
+        args: list[Argument] = [self._keys.bell, job_id, deadline_ms, suffix, tenant]
+        reply = await _ENQUEUE.run(self._redis, keys, args)
+        return bool(reply == b"OK")
+
+    async def claim(self, worker_id: str, count: int) -> list[Claim]:
+        """Claim up to ``count`` (≥ 1) jobs; raises ``LeaseLapsed`` for a swept worker."""
+        priorities = list(Priority)
+        keys = [self._keys.workers, self._keys.lane(ORPHANS)]
+        keys += [self._keys.ring(priority) for priority in priorities]
+        reply = await _CLAIM.run(
+            self._redis, keys, [worker_id, count, self._keys.lane(""), *priorities]
+        )
+        if reply[0] == b"LAPSED":
+            raise LeaseLapsed(worker_id)
+        return [
+            Claim(job.decode(), lane.decode(), entry.decode()) for lane, entry, job in reply[1:]
+        ]
+
+    async def release(self, worker_id: str, claim: Claim) -> bool:
+        """Acknowledge and delete the entry; False when the worker no longer holds it."""
+        keys = [self._keys.jobs, self._keys.lanes, self._keys.lane(claim.lane)]
+        args: list[Argument] = [worker_id, claim.entry, claim.job_id, claim.lane]
+        return bool(await _RELEASE.run(self._redis, keys, args) == b"OK")
+
+    async def hand_back(self, worker_id: str, kept: Collection[str] = ()) -> list[str]:
+        """Move this worker's own entries, but those of the kept jobs, to the orphans lane."""
+        moved: list[str] = []
+        while True:
+            more, jobs = await self._orphan(worker_id, "self", kept)
+            moved += jobs
+            if not more:
+                return moved
+
+    async def sweep(self, worker_id: str) -> list[str]:
+        """Move a dead worker's entries to the orphans lane, bounded; returns the jobs moved.
+
+        The worker is forgotten once nothing of it is left. A worker that lives is left alone.
+        """
+        _, jobs = await self._orphan(worker_id, "dead", ())
+        return jobs
+
+    async def _orphan(
+        self, worker_id: str, who: str, kept: Collection[str]
+    ) -> tuple[bool, list[str]]:
+        keys = [self._keys.workers, self._keys.lanes, self._keys.lane(ORPHANS)]
+        args: list[Argument] = [
+            self._keys.bell,
+            worker_id,
+            SWEEP_LIMIT,
+            who,
+            self._keys.lane(""),
+            *kept,
+        ]
+        reply = await _ORPHAN.run(self._redis, keys, args)
+        return reply[0] == b"MORE", [job.decode() for job in reply[1:]]
+
+    async def overdue(self, now_ms: int, limit: int = SWEEP_LIMIT) -> list[str]:
+        """Return unfinished jobs whose deadline has passed."""
+        found = await self._redis.zrangebyscore(self._keys.jobs, "-inf", now_ms, 0, limit)
+        return [job.decode() for job in found]
+
+    async def forget(self, job_id: str) -> None:
+        """Take an ended job off the list of unfinished ones; its entry goes when it is claimed."""
+        await self._redis.zrem(self._keys.jobs, job_id)
+
+    async def unfinished(self) -> int:
+        """Return how many jobs of the model are queued or running."""
+        return int(await self._redis.zcard(self._keys.jobs))
+
+    async def depths(self) -> list[LaneDepth]:
+        """Return every lane with what waits and what is held."""
+        depths = []
+        lanes = await self._redis.smembers(self._keys.lanes)  # type: ignore[misc]
+        for raw in sorted(lanes):
+            lane = raw.decode()
+            length = await self._redis.xlen(self._keys.lane(lane))
+            groups = await self._redis.xinfo_groups(self._keys.lane(lane)) if length else []
+            pending = sum(int(group["pending"]) for group in groups)
+            depths.append(LaneDepth(lane, waiting=length - pending, pending=pending))
+        return depths

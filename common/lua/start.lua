@@ -1,0 +1,20 @@
+-- A worker takes the job: the epoch (the fence) goes up, every older holder is shut out.
+-- KEYS record, log   ARGV channel, worker, epoch, next (both as the worker read them), event
+-- -> OK, epoch, queue_ms | STALE (read again) | CANCEL | EXPIRED | CLOSED | GONE
+local job = redis.call('HMGET', KEYS[1], 'epoch', 'next', 'state', 'cancel', 'deadline_ms',
+  'created_ms', 'incarnation')
+if not job[1] then return { 'GONE' } end
+if job[3] ~= 'queued' and job[3] ~= 'running' then return { 'CLOSED' } end
+if job[1] ~= ARGV[3] or job[2] ~= ARGV[4] then return { 'STALE' } end
+local now = now_ms()
+if job[4] then return { 'CANCEL' } end
+if now >= tonumber(job[5]) then return { 'EXPIRED' } end
+-- Still running: its last worker died and nobody had told the record yet.
+if job[3] == 'running' then redis.call('HINCRBY', KEYS[1], 'losses', 1) end
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+local next = tonumber(job[2])
+redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'started_ms', now,
+  'next', next + 1)
+add_event(next, ARGV[5], job[7])
+return { 'OK', epoch, now - tonumber(job[6]) }

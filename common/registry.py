@@ -1,0 +1,148 @@
+"""The workers that live: their leases, what they say of themselves, and the models they serve."""
+
+import enum
+from typing import Any
+
+import msgspec
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from common.keys import Keys
+from common.scripts import Script
+
+MODEL_MEMORY_S = 86_400
+
+_RENEW = Script("renew")
+
+
+class WorkerState(enum.StrEnum):
+    """What a worker is doing."""
+
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """What a worker says of itself with every heartbeat. New fields go last, with a default."""
+
+    id: str
+    host: str
+    pid: int
+    model: str
+    version: str
+    engine: str
+    device: str
+    dtype: str
+    state: WorkerState
+    progress: str
+    capacity: int
+    running: int
+    context_len: int
+    tokens_per_s: float
+    jobs_done: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(WorkerInfo)
+
+
+class Heartbeat:
+    """The writing side, for the lease thread: blocking calls on its own connection."""
+
+    def __init__(self, redis: SyncRedis, keys: Keys, lease_s: float) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._lease_ms = round(lease_s * 1000)
+
+    def join(self, info: WorkerInfo) -> None:
+        """Take a first lease under a fresh worker ID."""
+        self._renew(info, "join")
+
+    def renew(self, info: WorkerInfo) -> bool:
+        """Renew the lease and the worker's hash; False when the sweep has removed the worker."""
+        return self._renew(info, "renew")
+
+    def leave(self, worker_id: str, model: str) -> None:
+        """Drop the lease; the worker must hold nothing any more."""
+        self._redis.zrem(self._keys.model(model).workers, worker_id)
+        self._redis.delete(self._keys.worker(worker_id))
+
+    def _renew(self, info: WorkerInfo, mode: str) -> bool:
+        reply = self._run([self._keys.model(info.model).workers], [info.id, self._lease_ms, mode])
+        if reply[0] != b"OK":
+            return False
+        with self._redis.pipeline(transaction=True) as pipeline:
+            key = self._keys.worker(info.id)
+            pipeline.hset(key, mapping={"info": _encoder.encode(info), "beat_ms": reply[1]})
+            pipeline.pexpire(key, self._lease_ms)
+            pipeline.zadd(self._keys.models, {info.model: reply[1]})
+            pipeline.expire(self._keys.models, MODEL_MEMORY_S)
+            pipeline.execute()
+        return True
+
+    def _run(self, keys: list[str], args: list[Any]) -> Any:
+        try:
+            return self._redis.evalsha(_RENEW.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return self._redis.eval(_RENEW.text, len(keys), *keys, *args)
+
+
+class LiveWorker(msgspec.Struct, frozen=True):
+    """A worker as the registry sees it; ``lease_s`` seconds of its lease are left."""
+
+    info: WorkerInfo
+    lease_s: float
+
+
+class Registry:
+    """The reading side, for gateways and sweeping workers."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def now_ms(self) -> int:
+        """Return Redis's clock in milliseconds."""
+        seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def models(self) -> dict[str, int]:
+        """Return the models of the last day with the end (ms) of their last lease."""
+        found = await self._redis.zrange(self._keys.models, 0, -1, withscores=True)
+        return {name.decode(): int(score) for name, score in found}
+
+    async def dead(self, model: str) -> list[str]:
+        """Return the workers whose lease is over and whose work is not yet swept."""
+        now = await self.now_ms()
+        workers = self._keys.model(model).workers
+        return [w.decode() for w in await self._redis.zrangebyscore(workers, "-inf", now)]
+
+    async def is_alive(self, model: str, worker_id: str) -> bool:
+        """Tell whether the worker's lease runs."""
+        deadline = await self._redis.zscore(self._keys.model(model).workers, worker_id)
+        return deadline is not None and deadline > await self.now_ms()
+
+    async def workers(self) -> list[LiveWorker]:
+        """Return the live workers of all models, by model and ID."""
+        now = await self.now_ms()
+        found: list[LiveWorker] = []
+        for model in sorted(await self.models()):
+            leases = await self._redis.zrangebyscore(
+                self._keys.model(model).workers, now, "+inf", withscores=True
+            )
+            for worker_id, deadline in sorted(leases):
+                key = self._keys.worker(worker_id.decode())
+                data = await self._redis.hget(key, "info")  # type: ignore[misc]
+                if data is not None:
+                    found.append(LiveWorker(_decoder.decode(data), (deadline - now) / 1000))
+        return found
+
+    async def take_sweep(self, model: str, worker_id: str, lease_s: float) -> bool:
+        """Become, for one lease, the worker that sweeps; False when another one is."""
+        key = self._keys.model(model).sweeper
+        return bool(await self._redis.set(key, worker_id, nx=True, px=round(lease_s * 1000)))

@@ -1,0 +1,38 @@
+"""The Lua scripts: one per state change, loaded by content hash.
+
+Every script is safe to repeat after a lost reply: it answers that the work is already done.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoScriptError
+
+Argument = str | bytes | int | float
+
+
+class Script:
+    """A script by name. ``events=True`` gives it the functions that write events."""
+
+    def __init__(self, name: str, *, events: bool = False) -> None:
+        folder = resources.files("common").joinpath("lua")
+        shared = folder.joinpath("_events.lua").read_text() if events else ""
+        self.name = name
+        self.text = shared + folder.joinpath(f"{name}.lua").read_text()
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, redis: Redis, keys: Sequence[str], args: Iterable[Argument]) -> Any:
+        """Run the script and return Redis's reply; loads it where the server lacks it."""
+        args = tuple(args)
+        try:
+            return await redis.evalsha(self.sha, len(keys), *keys, *args)  # type: ignore[misc,arg-type]
+        except NoScriptError:
+            return await redis.eval(self.text, len(keys), *keys, *args)  # type: ignore[misc,arg-type]
+
+    def add_to(self, pipeline: Pipeline, keys: Sequence[str], args: Iterable[Argument]) -> None:
+        """Queue the script in a pipeline. The caller answers ``NoScriptError`` with ``run``."""
+        pipeline.evalsha(self.sha, len(keys), *keys, *args)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""What a worker asks of an engine.
+
+An engine takes whole jobs (a prompt or messages, not token IDs), because a remote engine has no
+tokeniser of ours. It owns tokenisation, decoding and detokenisation, and keeps the first and the
+last of them off the thread that runs the model.
+
+For every request that ``submit`` accepted, the sink receives one ``Prefilled`` at most, any number
+of ``Delta``, and exactly one ``Finished`` or ``Refused``, in this order, on the event loop from
+which ``submit`` was called. After ``cancel`` the end is ``Finished(CANCELLED)``, unless another end
+was already on its way. After ``close`` nothing is delivered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.jobs import FinishReason, JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What earlier attempts of the job already logged; the engine continues after it.
+
+    ``ids`` are all generated token IDs, ``text`` is the text that was sent for them (it can be
+    shorter than their decoding: half a character or a possible stop string is held back).
+    """
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job for the engine. ``id`` is unique per attempt (``job:epoch``)."""
+
+    id: str
+    spec: JobSpec
+    emitted: Emitted = Emitted()
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is in the KV cache. ``cached_tokens`` of ``prompt_tokens`` were there already."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New token IDs and the text that became certain with them (either may be empty)."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer ended. ``is_eos``: the model itself ended it."""
+
+    reason: FinishReason
+    is_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This job cannot be done, its neighbours are unharmed. ``type`` is stable."""
+
+    type: str
+    detail: str
+
+
+Output = Prefilled | Delta | Finished | Refused
+Sink = Callable[[Output], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine says of itself once it is loaded."""
+
+    model: str
+    device: str
+    dtype: str
+    context_len: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for the heartbeat and the metrics. ``tokens_per_s`` is over the last seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    tokens_per_s: float = 0.0
+
+
+Progress = Callable[[str, float], None]
+"""Called while an engine loads, from any thread: what is being done, and how much of it (0…1)."""
+
+
+class Engine(Protocol):
+    """One loaded model. All methods but ``load`` are called on the event loop."""
+
+    async def load(self, progress: Progress) -> EngineInfo:
+        """Load the model; raises ``StartupFailed`` with the one line that the user sees."""
+        ...
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take a request. What is wrong with it is said by ``Refused``, never by raising.
+
+        More requests than ``capacity`` wait inside the engine in order of arrival.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """End a request within one step. An unknown ID is ignored: it has just ended."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Return the current load."""
+        ...
+
+    async def wait_failed(self) -> None:
+        """Return never, or raise ``EngineFailed`` when the engine cannot go on."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine's threads; running requests get no further output."""
+        ...
