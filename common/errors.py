@@ -30,6 +30,11 @@ class Problem(HeadraceError):
         self.retry_after_s = retry_after_s
 
     @property
+    def urn(self) -> str:
+        """The type as the URI that RFC 9457 asks for."""
+        return URN + self.type
+
+    @property
     def title(self) -> str:
         """The type as words."""
         return self.type.replace("-", " ").capitalize()

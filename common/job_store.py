@@ -188,13 +188,13 @@ class JobStore:
         return Outcome(reply[0].decode()), int(reply[1])
 
     async def finish(
-        self, record_id: str, position: tuple[int, int], end: Ended, retention_ms: int
+        self, job_id: str, position: tuple[int, int], end: Ended, retention_ms: int
     ) -> tuple[Outcome, int]:
         """Write the terminal event at ``position`` (epoch, n); returns (outcome, log's next).
 
         ``STALE``: the log is longer than the caller knew. ``CLOSED``: the job has its end already.
         """
-        keys = self._keys.job(record_id)
+        keys = self._keys.job(job_id)
         epoch, n = position
         state = STATE_OF_END[type(end)]
         args: list[Argument] = [keys.live, epoch, n, state, retention_ms, encode_event(end)]
@@ -218,6 +218,15 @@ class JobStore:
         """Return the job record, or None for an unknown or forgotten job."""
         fields = await self._redis.hgetall(self._keys.job(job_id).record)  # type: ignore[misc]
         return _record(job_id, fields) if fields else None
+
+    async def position(self, job_id: str) -> tuple[int, int, int] | None:
+        """Return (epoch, next, retention_ms) of a job, also where its spec cannot be read."""
+        names = ["epoch", "next", "retention_ms"]
+        fields = await self._redis.hmget(self._keys.job(job_id).record, names)  # type: ignore[misc]
+        if None in fields:
+            return None
+        epoch, next_n, retention_ms = (int(field) for field in fields)
+        return epoch, next_n, retention_ms
 
     async def records(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
         """Return many job records in one round trip."""

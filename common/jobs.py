@@ -63,7 +63,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -43,6 +43,7 @@ class Lanes:
     """The lanes of one model."""
 
     def __init__(self, redis: Redis, keys: Keys, model: str) -> None:
+        self.model = model
         self._redis = redis
         self._keys = keys.model(model)
 

@@ -111,6 +111,11 @@ class Registry:
         seconds, micros = await self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
+    async def uptime_s(self) -> int:
+        """Return for how many seconds the server has been up."""
+        info = await self._redis.info("server")
+        return int(info["uptime_in_seconds"])
+
     async def models(self) -> dict[str, int]:
         """Return the models of the last day with the end (ms) of their last lease."""
         found = await self._redis.zrange(self._keys.models, 0, -1, withscores=True)

@@ -2,15 +2,15 @@
 -- KEYS record, log   ARGV channel, worker, epoch, next (both as the worker read them), event
 -- -> OK, epoch, queue_ms | STALE (read again) | CANCEL | EXPIRED | CLOSED | GONE
 local job = redis.call('HMGET', KEYS[1], 'epoch', 'next', 'state', 'cancel', 'deadline_ms',
-  'created_ms', 'incarnation')
+  'created_ms', 'incarnation', 'owner')
 if not job[1] then return { 'GONE' } end
 if job[3] ~= 'queued' and job[3] ~= 'running' then return { 'CLOSED' } end
 if job[1] ~= ARGV[3] or job[2] ~= ARGV[4] then return { 'STALE' } end
 local now = now_ms()
 if job[4] then return { 'CANCEL' } end
 if now >= tonumber(job[5]) then return { 'EXPIRED' } end
--- Still running: its last worker died and nobody had told the record yet.
-if job[3] == 'running' then redis.call('HINCRBY', KEYS[1], 'losses', 1) end
+-- Still running under another one: that worker died and nobody had told the record yet.
+if job[3] == 'running' and job[8] ~= ARGV[2] then redis.call('HINCRBY', KEYS[1], 'losses', 1) end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 local next = tonumber(job[2])

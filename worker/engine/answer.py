@@ -19,7 +19,7 @@ class Answer:
     """
 
     def __init__(
-        self, spec: JobSpec, step: Step, eos_ids: frozenset[int], emitted: Emitted = Emitted()
+        self, spec: JobSpec, step: Step, eos_ids: frozenset[int], emitted: Emitted
     ) -> None:
         self._max_tokens = spec.max_tokens
         self._eos_ids = eos_ids

@@ -35,14 +35,14 @@ EOS_ID = 256
 # timer per token.
 _TICK_S = 0.005
 
-_WORDS = (
-    *("the", "river", "turns", "slowly", "under", "a", "wooden", "wheel", "and", "carries"),
-    *("grain", "über", "café", "naïve", "–", "水", "流れ", "🌊", "🏞️", "мельница", "stone,", "light."),  # noqa: RUF001
+_TALE = (
+    "the river turns slowly under a wooden wheel and carries grain \N{EN DASH} café über naïve "
+    "\N{WATER WAVE} 水 流れ мельница stone, light."
 )
 
 
 def _make_book() -> bytes:
-    words = random.Random(1867).choices(_WORDS, k=4096)
+    words = random.Random(1867).choices(_TALE.split(), k=4096)  # noqa: S311 - it need not be secret
     return (" ".join(words) + " ").encode()
 
 
@@ -60,7 +60,6 @@ class _Run:
     eos_at: int | None = None
     answer: Answer | None = None  # set by admission
     due: float = 0.0  # when its next token is made
-    is_gone: bool = False
 
     def next_id(self, position: int) -> int:
         if position == self.eos_at:
@@ -152,7 +151,7 @@ class FakeEngine:
     def _admit(self) -> None:
         while self._waiting and self._num_running < self._info.capacity:
             run = self._waiting.popleft()
-            if not run.is_gone:
+            if not self._is_gone(run):
                 self._start(run)
 
     def _start(self, run: _Run) -> None:
@@ -202,13 +201,13 @@ class FakeEngine:
     def _advance(self, run: _Run, now: float) -> None:
         """Make one token, and put the run back in the queue unless it has ended."""
         answer = run.answer
-        if run.is_gone or answer is None:
+        if answer is None or self._is_gone(run):
             return
         delta = answer.take(() if answer.end else (run.next_id(answer.num_ids),))
         self._meter.add(len(delta.ids))
         if delta.ids or delta.text:
             run.sink(delta)
-        if run.is_gone:  # the sink cancelled it
+        if self._is_gone(run):  # the sink cancelled it
             return
         if answer.end is not None:
             self._remove(run)
@@ -217,8 +216,10 @@ class FakeEngine:
         run.due = now + self._interval_s
         self._running.append(run)
 
+    def _is_gone(self, run: _Run) -> bool:
+        return self._runs.get(run.request.id) is not run
+
     def _remove(self, run: _Run) -> None:
-        run.is_gone = True
         del self._runs[run.request.id]
         if run.answer is not None:
             self._num_running -= 1

@@ -3,7 +3,7 @@
 import asyncio
 
 from common.jobs import FinishReason
-from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused
+from worker.engine.protocol import Delta, Emitted, Finished, Output, Prefilled, Refused
 
 DEADLINE_S = 60.0
 
@@ -17,6 +17,7 @@ class Recorder:
         self._progress = asyncio.Event()
 
     def __call__(self, output: Output) -> None:
+        """Take an output; nothing may come after the end."""
         assert not self._ended.is_set(), f"{output} came after the end"
         self.outputs.append(output)
         self._progress.set()
@@ -25,19 +26,23 @@ class Recorder:
 
     @property
     def text(self) -> str:
+        """All text so far."""
         return "".join(delta.text for delta in self._deltas)
 
     @property
     def ids(self) -> tuple[int, ...]:
+        """All token IDs so far."""
         return tuple(token_id for delta in self._deltas for token_id in delta.ids)
 
     @property
     def prefilled(self) -> Prefilled:
+        """What was said of the prompt; there is exactly one."""
         (prefilled,) = [output for output in self.outputs if isinstance(output, Prefilled)]
         return prefilled
 
     @property
     def is_ended(self) -> bool:
+        """Tell whether the end has come."""
         return self._ended.is_set()
 
     async def ended(self) -> Finished:
@@ -69,6 +74,7 @@ class Recorder:
         return [output for output in self.outputs if isinstance(output, Delta)]
 
 
+FRESH = Emitted()
 CANCELLED = Finished(FinishReason.CANCELLED)
 LENGTH = Finished(FinishReason.LENGTH)
 STOP = Finished(FinishReason.STOP)

@@ -1,0 +1,81 @@
+"""Ends for jobs that nobody works on: cancelled in the queue, past their deadline, out of workers.
+
+The end of a running job is its worker's to write. These are written with the epoch and the length
+of the log as they were read, so whoever moved the job in between wins.
+"""
+
+from collections.abc import Callable, Sequence
+
+from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Tokens, Usage
+from common.job_store import JobStore, Outcome, Snapshot
+from common.jobs import FinishReason, JobState
+
+_TRIES = 8
+
+Choose = Callable[[Snapshot], Ended | None]
+
+
+def completion_tokens(events: Sequence[Event]) -> int:
+    """Return how many tokens the log holds."""
+    return sum(len(event.ids) for event in events if isinstance(event, Tokens))
+
+
+def cancelled(snapshot: Snapshot) -> Cancelled:
+    """Return the end of a job that was cancelled while it waited."""
+    usage = Usage(completion_tokens=completion_tokens(snapshot.events))
+    return Cancelled(FinishReason.CANCELLED, usage=usage, attempts=snapshot.record.attempts)
+
+
+def expired(snapshot: Snapshot) -> Expired:
+    """Return the end of a job whose deadline passed while it waited."""
+    usage = Usage(completion_tokens=completion_tokens(snapshot.events))
+    return Expired(FinishReason.EXPIRED, usage=usage, attempts=snapshot.record.attempts)
+
+
+def worker_lost(snapshot: Snapshot) -> Failed:
+    """Return the end of a job that has lost too many workers."""
+    record = snapshot.record
+    detail = (
+        f"The job lost its worker {record.losses} times and was given up; "
+        "submit it again, and look at the workers' logs if it happens again."
+    )
+    return Failed(
+        FinishReason.ERROR,
+        usage=Usage(completion_tokens=completion_tokens(snapshot.events)),
+        attempts=record.attempts,
+        error=ErrorInfo("worker-lost", detail),
+    )
+
+
+def choose_end(
+    snapshot: Snapshot, now_ms: int, max_losses: int, worker_id: str = ""
+) -> Ended | None:
+    """Return the end that a job must get instead of a start by this worker, or None."""
+    record = snapshot.record
+    losses = record.losses + (record.state is JobState.RUNNING and record.owner != worker_id)
+    if record.cancel:
+        return cancelled(snapshot)
+    if now_ms >= record.deadline_ms:
+        return expired(snapshot)
+    return worker_lost(snapshot) if losses >= max_losses else None
+
+
+async def end_idle(store: JobStore, job_id: str, choose: Choose) -> bool:
+    """End a job that nobody works on, if ``choose`` finds an end for it as it stands.
+
+    True when this call wrote the end; False when the job has one, is gone, needs none, or keeps
+    moving under somebody who will see its cancel flag and its deadline.
+    """
+    for _ in range(_TRIES):
+        snapshot = await store.snapshot(job_id)
+        if snapshot is None or snapshot.record.is_ended:
+            return False
+        end = choose(snapshot)
+        if end is None:
+            return False
+        record = snapshot.record
+        position = (record.epoch, record.next)
+        outcome, _ = await store.finish(job_id, position, end, record.retention_ms)
+        if outcome in (Outcome.OK, Outcome.CLOSED, Outcome.GONE):
+            return outcome is Outcome.OK
+    return False

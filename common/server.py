@@ -1,0 +1,25 @@
+"""What the Redis or Valkey server itself must be like."""
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from common.errors import StartupFailed
+
+
+async def eviction_policy(redis: Redis) -> str | None:
+    """Return the server's ``maxmemory-policy``, or None where it will not say (managed servers)."""
+    try:
+        answer = await redis.config_get("maxmemory-policy")
+    except ResponseError:
+        return None
+    return str(answer.get("maxmemory-policy", "")) or None
+
+
+async def require_no_eviction(redis: Redis) -> None:
+    """Refuse a server that may throw away jobs; raises ``StartupFailed``."""
+    policy = await eviction_policy(redis)
+    if policy not in (None, "noeviction"):
+        raise StartupFailed(
+            f"Redis evicts keys (maxmemory-policy {policy}), so accepted jobs could vanish: "
+            "run `CONFIG SET maxmemory-policy noeviction` or use another server"
+        )

@@ -1,0 +1,1 @@
+"""The gateway: accepts jobs, relays their events, cancels them. Stateless; many per host."""

@@ -1,0 +1,1 @@
+"""Dialects: pure functions from events to frames, one module per door. No I/O."""

@@ -1,0 +1,133 @@
+"""An SSE response over a cursor. Plain ASGI: one task per reader, plus one that sees it leave."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from common.errors import Problem
+from gateway.dialects import native_sse
+from gateway.protocol import Cut, cut_of
+from gateway.relay import Relay
+from gateway.services import Services
+from gateway.streams import Streams
+from gateway.watch import Cursor, Signal
+
+RETRY_MS = 1_000
+CLOSE_S = 5.0
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def open_stream(services: Services, tenant: str, job_id: str, after: int) -> Response:
+    """Return the stream of what follows event ``after``; raises ``Problem`` where there is none.
+
+    A reader that has the terminal event gets 204, which tells an ``EventSource`` to stop.
+    """
+    signal = Signal()
+    cursor = await services.relay.open(tenant, job_id, after + 1, signal.set)
+    if cursor.is_done:
+        await services.relay.close(cursor)
+        return Response(status_code=204, headers={"X-Job-Id": job_id})
+    return EventStream(services.relay, services.streams, cursor, signal)
+
+
+class EventStream(Response):
+    """One reader of one job. Ends cleanly only after the terminal event."""
+
+    def __init__(self, relay: Relay, streams: Streams, cursor: Cursor, signal: Signal) -> None:
+        self.sent_at = time.monotonic()
+        self.sending_since = 0.0
+        self._relay = relay
+        self._streams = streams
+        self._cursor = cursor
+        self._signal = signal  # set by the cursor, the clock, and the reader's leaving
+        self._ping_due = False
+        self._left = False  # the reader is gone
+        self._draining = False
+        self._abort: Callable[[], None] = lambda: None
+        self._send: Send
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the cursor is closed in every case."""
+        self._send = send
+        cut = cut_of(scope)
+        self._abort = cut.abort if cut else self._abort
+        leaving = asyncio.create_task(self._watch_reader(receive))
+        self._streams.add(self)
+        try:
+            headers = [*_HEADERS, (b"x-job-id", self._cursor.watch.job_id.encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._write(native_sse.opening(RETRY_MS))
+            finished = await self._pump()
+            if finished:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif cut and not self._left:
+                await _close(cut, leaving)
+        finally:
+            leaving.cancel()
+            self._streams.remove(self)
+            await self._relay.close(self._cursor)
+
+    async def _pump(self) -> bool:
+        """Send until the terminal event (True), or until the stream must stop short (False)."""
+        try:
+            while not (self._left or self._draining):
+                if frames := self._cursor.take(native_sse.frame):
+                    await self._write(b"".join(frames))
+                if self._cursor.is_done:
+                    return True
+                if self._ping_due:
+                    await self._write(native_sse.PING)
+                if not self._cursor.has_news:
+                    await self._signal.wait()
+        except Problem as problem:
+            await self._write(native_sse.broken(problem))
+        if self._draining:
+            await self._write(native_sse.RECONNECT)
+        return False
+
+    async def _write(self, data: bytes) -> None:
+        self._ping_due = False
+        self.sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self.sent_at = time.monotonic()
+        self.sending_since = 0.0
+
+    async def _watch_reader(self, receive: Receive) -> None:
+        message: Message = {"type": "http.request"}
+        while message["type"] != "http.disconnect":
+            message = await receive()
+        self._left = True
+        self._signal.set()
+
+    def ping(self) -> None:
+        """Send a sign of life soon."""
+        self._ping_due = True
+        self._signal.set()
+
+    def cut(self) -> None:
+        """End at once: the reader takes nothing."""
+        self._abort()
+
+    def drain(self) -> None:
+        """End soon, without a terminal event: the reader will resume elsewhere."""
+        self._draining = True
+        self._signal.set()
+
+
+async def _close(cut: Cut, leaving: asyncio.Task[None]) -> None:
+    """Close an unfinished response; wait for it, so that the server does not call it forgotten."""
+    cut.close()
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await asyncio.shield(leaving)
+    except TimeoutError:
+        cut.abort()
+        await leaving

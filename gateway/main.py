@@ -1,0 +1,181 @@
+"""The gateway process: from settings to a drained exit."""
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+import sys
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+from redis.asyncio import Redis
+
+from common.connections import UNAVAILABLE, command_client, pubsub_client
+from common.errors import StartupFailed
+from common.job_store import JobStore
+from common.keys import Keys
+from common.registry import Registry
+from common.settings import Settings
+from common.telemetry import configure_logging
+from gateway.app import create_app
+from gateway.doorbell import Doorbell
+from gateway.metrics import Metrics
+from gateway.protocol import CuttableProtocol
+from gateway.relay import Relay
+from gateway.services import Services
+from gateway.streams import Streams
+
+_log = structlog.get_logger()
+
+WAIT_S = 1.0
+BACKLOG = 2048
+
+
+def serve(settings: Settings) -> int:
+    """Run a gateway until SIGTERM or SIGINT; returns the exit code.
+
+    Raises ``StartupFailed`` where a restart would not help.
+    """
+    configure_logging(
+        "gateway", level=settings.log_level, as_json=settings.log_json, stream=sys.stderr
+    )
+    refuse_open_door(settings)
+    listener = listen(settings.host, settings.port)
+    return uvloop.run(_serve(settings, listener))
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Refuse an address that others can reach while there are no API keys."""
+    if settings.insecure or _is_loopback(settings.host):
+        return
+    raise StartupFailed(
+        f"--host {settings.host} can be reached from outside and there are no API keys: "
+        "bind to 127.0.0.1, or say --insecure if something else guards the door"
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return the listening socket; raises ``StartupFailed`` when the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StartupFailed(f"cannot listen on {host}:{port}: {reason}; try --port") from None
+    listener.setblocking(False)
+    return listener
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    redis = command_client(settings.redis)
+    subscriber = pubsub_client(settings.redis)
+    try:
+        return await Gateway(settings, redis, subscriber).run(listener)
+    finally:
+        await redis.aclose()
+        await subscriber.aclose()
+
+
+class Gateway:
+    """One gateway's background tasks beside its HTTP server."""
+
+    def __init__(self, settings: Settings, redis: Redis, subscriber: Redis) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._keys = keys = Keys(settings.key_prefix)
+        self._store = JobStore(redis, keys)
+        self._registry = Registry(redis, keys)
+        self._streams = Streams(settings.ping_s, settings.write_timeout_s)
+        doorbell = Doorbell(subscriber, redis, keys.probe(secrets.token_hex(8)))
+        self._relay = Relay(self._store, self._registry, doorbell, keys, settings.resync_s)
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serve until a signal; a background task that dies takes the process with it, loudly."""
+        background = asyncio.gather(self._relay.run(), self._streams.run())
+        server = Server(self._config(await self._services()), self._streams)
+        background.add_done_callback(lambda _: server.stop())
+        _log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
+        try:
+            await server.serve(sockets=[listener])
+            if background.done():
+                background.result()
+        finally:
+            background.cancel()
+            await asyncio.gather(background, return_exceptions=True)
+        return 0
+
+    async def _services(self) -> Services:
+        return Services(
+            settings=self._settings,
+            keys=self._keys,
+            redis=self._redis,
+            store=self._store,
+            registry=self._registry,
+            relay=self._relay,
+            streams=self._streams,
+            metrics=Metrics(),
+            secret=await self._shared_secret(),
+        )
+
+    async def _shared_secret(self) -> bytes:
+        """Return the fleet's secret; waits for Redis and says so."""
+        while True:
+            try:
+                await self._redis.set(self._keys.secret, secrets.token_bytes(32), nx=True)
+                found = await self._redis.get(self._keys.secret)
+            except UNAVAILABLE as error:
+                _log.warning("waiting_for_redis", error=str(error))
+                await asyncio.sleep(WAIT_S)
+            else:
+                return bytes(found)
+
+    def _config(self, services: Services) -> uvicorn.Config:
+        settings = self._settings
+        return uvicorn.Config(
+            create_app(services),
+            http=CuttableProtocol,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,  # costs 300 KB a socket and CPU per token
+            ws_max_size=settings.max_body_bytes,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.gateway_drain_s) or 1,
+        )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, whose shutdown asks our streams to end before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    def stop(self) -> None:
+        """Begin the shutdown from inside the process."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the drain with the signal: ``/readyz`` says so at once."""
+        self._streams.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, ask the streams to end, wait for them with a deadline."""
+        self._streams.drain()
+        await super().shutdown(sockets)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

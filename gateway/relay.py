@@ -1,0 +1,231 @@
+"""The relay: one transcript per watched job, fed by the log and the doorbell.
+
+Attaching is: await the SUBSCRIBE confirmation, read the log, then merge by ``n``. Whatever does not
+fit (a live message ahead of the transcript, a reconnect, a long silence) is answered by reading the
+log again, never by a timeout or a guess.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from common.connections import UNAVAILABLE
+from common.endings import choose_end, end_idle
+from common.errors import Problem
+from common.job_store import JobRecord, JobStore
+from common.keys import Keys
+from common.registry import Registry
+from gateway.doorbell import Doorbell
+from gateway.transcript import Offer
+from gateway.watch import Cursor, Watch
+
+_log = structlog.get_logger()
+
+RETRY_S = 0.25
+OVERDUE_GRACE_MS = 5_000  # for the workers to end an overdue job themselves
+NEVER = 2**31  # as a limit of lost workers: only workers give a job up
+
+
+def job_not_found(job_id: str) -> Problem:
+    """Return the answer for a job that never was, is forgotten, or belongs to somebody else."""
+    detail = f"There is no job {job_id}: it never existed, or its retention is over."
+    return Problem(404, "job-not-found", detail)
+
+
+class Relay:
+    """The watched jobs of one gateway."""
+
+    def __init__(
+        self, store: JobStore, registry: Registry, doorbell: Doorbell, keys: Keys, resync_s: float
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._doorbell = doorbell
+        self._keys = keys
+        self._resync_s = resync_s
+        self._watches: dict[str, Watch] = {}
+        self._attaching: dict[str, asyncio.Task[Watch]] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}  # catch-ups, one per job at most
+        self._resynced_at = time.monotonic()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether live messages arrive and the relay's own loop turns."""
+        turning = time.monotonic() - self._resynced_at < 3 * self._resync_s + 5
+        return turning and self._doorbell.is_alive
+
+    @property
+    def num_watches(self) -> int:
+        """How many jobs are watched."""
+        return len(self._watches)
+
+    @property
+    def num_cursors(self) -> int:
+        """How many subscribers there are."""
+        return sum(len(watch.cursors) for watch in self._watches.values())
+
+    async def run(self) -> None:
+        """Listen and compare for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._doorbell.run(self._on_message, self._on_reconnect))
+            group.create_task(self._resync())
+
+    async def open(
+        self, tenant: str, job_id: str, position: int, on_wake: Callable[[], None]
+    ) -> Cursor:
+        """Return a cursor before event ``position``; raises ``Problem`` where there cannot be one.
+
+        The caller must ``close`` it.
+        """
+        watch = await self._watch(tenant, job_id)
+        cursor = Cursor(watch, position, on_wake)
+        watch.cursors.add(cursor)
+        if position > len(watch.transcript) and not watch.transcript.ended:
+            await self._catch_up(watch)  # another gateway may have been faster
+        if position > len(watch.transcript):
+            await self.close(cursor)
+            detail = (
+                f"The job's log ends before event {position - 1}; "
+                f"follow it with after={len(watch.transcript) - 1} or without."
+            )
+            raise Problem(409, "cursor-ahead", detail)
+        return cursor
+
+    async def close(self, cursor: Cursor) -> None:
+        """Take a cursor away; the last one takes the watch with it."""
+        cursor.watch.cursors.discard(cursor)
+        if not cursor.watch.cursors:
+            await self._release(cursor.watch)
+
+    async def _release(self, watch: Watch) -> None:
+        if self._watches.get(watch.job_id) is watch:
+            del self._watches[watch.job_id]
+            await self._doorbell.unsubscribe(self._keys.job(watch.job_id).live)
+
+    async def _watch(self, tenant: str, job_id: str) -> Watch:
+        task = self._attaching.get(job_id)
+        watch = self._watches.get(job_id)
+        if task is None and watch is None:
+            task = asyncio.create_task(self._attach(job_id))
+            self._attaching[job_id] = task
+            task.add_done_callback(lambda _: self._attaching.pop(job_id, None))
+        if task is not None:
+            # A client that leaves must not take the others' attach with it.
+            watch = await asyncio.shield(task)
+        assert watch is not None
+        if watch.tenant != tenant:
+            raise job_not_found(job_id)
+        return watch
+
+    async def _attach(self, job_id: str) -> Watch:
+        record = await self._store.record(job_id)
+        if record is None:
+            raise job_not_found(job_id)
+        watch = Watch(job_id, record.tenant, record.deadline_ms, record.incarnation)
+        self._watches[job_id] = watch
+        try:
+            if not record.is_ended:
+                await self._doorbell.subscribe(self._keys.job(job_id).live)
+            await self._read_log(watch)
+        except BaseException:
+            self._watches.pop(job_id, None)
+            raise
+        return watch
+
+    def _on_message(self, channel: str, data: bytes) -> None:
+        watch = self._watches.get(self._keys.job_of_live(channel))
+        if watch is None:
+            return
+        incarnation, number, payload = data.split(b":", 2)
+        offer = watch.transcript.offer(incarnation.decode(), int(number), payload)
+        if offer is Offer.TAKEN:
+            watch.notify()
+        elif offer is Offer.AHEAD:
+            self._start_catch_up(watch)
+
+    def _on_reconnect(self) -> None:
+        """Messages may have been missed: look at the log of every job that still runs."""
+        for watch in self._watches.values():
+            if not watch.transcript.ended:
+                self._start_catch_up(watch)
+
+    def _start_catch_up(self, watch: Watch) -> asyncio.Task[None]:
+        task = self._reading.get(watch.job_id)
+        if task is None:
+            task = asyncio.create_task(self._outlast(watch))
+            self._reading[watch.job_id] = task
+            task.add_done_callback(lambda _: self._reading.pop(watch.job_id, None))
+        return task
+
+    async def _catch_up(self, watch: Watch) -> None:
+        await asyncio.shield(self._start_catch_up(watch))
+
+    async def _outlast(self, watch: Watch) -> None:
+        """Read the log as soon as Redis answers, unless everybody has left."""
+        while self._watches.get(watch.job_id) is watch:
+            try:
+                await self._read_log(watch)
+            except UNAVAILABLE:
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:  # noqa: BLE001 - every follower is told
+                _log.exception("log_unreadable", job=watch.job_id)
+                watch.fail(Problem(502, "stream-unreadable", f"The job's log is damaged: {error}"))
+                return
+            else:
+                return
+
+    async def _read_log(self, watch: Watch) -> None:
+        transcript = watch.transcript
+        before = len(transcript)
+        for n, payload in await self._store.log(watch.job_id, before):
+            transcript.offer(transcript.incarnation, n, payload)
+        if len(transcript) > before:
+            watch.notify()
+
+    async def _resync(self) -> None:
+        """Compare silent jobs with their logs: nothing else betrays a lost last message."""
+        while True:
+            await asyncio.sleep(self._resync_s)
+            silent = time.monotonic() - self._resync_s
+            watches = [
+                watch
+                for watch in self._watches.values()
+                if not watch.transcript.ended and watch.heard_at < silent
+            ]
+            try:
+                await self._forget_unused(silent)
+                await self._compare(watches)
+            except UNAVAILABLE as error:
+                _log.warning("resync_failed", error=str(error))
+            self._resynced_at = time.monotonic()
+
+    async def _forget_unused(self, silent: float) -> None:
+        """Drop watches whose only client left while they were attached."""
+        for watch in list(self._watches.values()):
+            unused = not watch.cursors and watch.heard_at < silent
+            if unused and watch.job_id not in self._attaching:
+                await self._release(watch)
+
+    async def _compare(self, watches: list[Watch]) -> None:
+        if not watches:
+            return
+        now_ms = await self._registry.now_ms()
+        tops = await self._store.top(watch.job_id for watch in watches)
+        for watch, top in zip(watches, tops, strict=True):
+            if top is None or top[0] != watch.transcript.incarnation:
+                watch.fail(job_not_found(watch.job_id))
+            elif top[1] > len(watch.transcript):
+                self._start_catch_up(watch)
+            elif now_ms > watch.deadline_ms + OVERDUE_GRACE_MS:
+                await self.end_overdue(watch.job_id, now_ms)
+
+    async def end_overdue(self, job_id: str, now_ms: int) -> None:
+        """End a job past its deadline that no worker has ended: there may be none."""
+        await end_idle(self._store, job_id, lambda latest: choose_end(latest, now_ms, NEVER))
+
+
+def is_overdue(record: JobRecord, now_ms: int) -> bool:
+    """Tell whether the workers had their chance to end the job at its deadline."""
+    return not record.is_ended and now_ms > record.deadline_ms + OVERDUE_GRACE_MS

@@ -1,0 +1,88 @@
+"""Every route of the gateway: what answers it, and what ``/openapi.json`` says of it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import events, fleet, jobs, schemas
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter or a header."""
+
+    name: str
+    where: str
+    schema: Mapping[str, object]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One method of one path. ``answers`` maps a status to its type, None for no body."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    summary: str
+    answers: Mapping[int, type | str | None]
+    body: type | None = None
+    parameters: tuple[Parameter, ...] = ()
+    problems: tuple[int, ...] = field(default=(400, 503))
+
+
+EVENT_STREAM = "text/event-stream"
+PLAIN = "text/plain"
+
+_INTEGER = {"type": "integer"}
+_STRING = {"type": "string"}
+_KEY = Parameter(
+    "Idempotency-Key", "header", _STRING,
+    "Repeat a submit safely: the same key and payload answer with the same job.",
+)  # fmt: skip
+_AFTER = Parameter(
+    "after", "query", {"type": "integer", "minimum": -1, "default": -1},
+    "Number of the last event that you have.",
+)  # fmt: skip
+_LAST_EVENT_ID = Parameter(
+    "Last-Event-ID", "header", _INTEGER, "The same, as an EventSource sends it; it wins."
+)
+_WAIT = Parameter(
+    "wait", "query", {"type": "number", "minimum": 0, "maximum": jobs.MAX_WAIT_S, "default": 0},
+    "Hold the answer for up to this many seconds, until the job ends.",
+)  # fmt: skip
+_STATUS = Parameter(
+    "status", "query", {"$ref": "#/components/schemas/JobState"}, "Only jobs in this state."
+)
+_LIMIT = Parameter(
+    "limit", "query", {"type": "integer", "minimum": 1, "maximum": jobs.MAX_PAGE, "default": 50},
+    "Jobs per page.",
+)  # fmt: skip
+_CURSOR = Parameter("cursor", "query", _STRING, "`next_cursor` of the page before.")
+
+DOORS = (
+    Door("POST", "/v1/jobs", jobs.submit, "Submit a job",
+         {202: schemas.SubmittedJob, 200: EVENT_STREAM}, schemas.JobRequest, (_KEY,),
+         (400, 404, 413, 422, 429, 503)),
+    Door("GET", "/v1/jobs", jobs.listing, "List jobs, newest first",
+         {200: schemas.JobList}, None, (_STATUS, _LIMIT, _CURSOR)),
+    Door("GET", "/v1/jobs/{job_id}", jobs.show, "Read a job",
+         {200: schemas.JobView}, None, (_WAIT,), (400, 404, 503)),
+    Door("DELETE", "/v1/jobs/{job_id}", jobs.cancel, "Cancel a job",
+         {200: schemas.CancelledJob}, None, (), (404, 503)),
+    Door("GET", "/v1/jobs/{job_id}/events", events.follow, "Follow a job's events",
+         {200: EVENT_STREAM, 204: None}, None, (_AFTER, _LAST_EVENT_ID), (400, 404, 409, 503)),
+    Door("GET", "/v1/models", fleet.models, "List models", {200: schemas.ModelList},
+         problems=(503,)),
+    Door("GET", "/v1/workers", fleet.workers, "List live workers", {200: schemas.WorkerList},
+         problems=(503,)),
+    Door("GET", "/healthz", fleet.healthz, "Is the process alive?", {200: schemas.Health},
+         problems=()),
+    Door("GET", "/readyz", fleet.readyz, "Should traffic come here?",
+         {200: schemas.Readiness, 503: schemas.Readiness}, problems=()),
+    Door("GET", "/metrics", fleet.metrics, "Prometheus metrics", {200: PLAIN}, problems=(503,)),
+)  # fmt: skip

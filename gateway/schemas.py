@@ -1,0 +1,173 @@
+"""What the native HTTP door takes and gives. ``/openapi.json`` is generated from these types."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.events import ErrorInfo, Timings, Usage
+from common.jobs import MAX_TOKENS_LIMIT, FinishReason, JobState, Message, Priority
+from common.registry import WorkerState
+
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+
+
+class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A job to run. Give exactly one of ``prompt`` and ``messages``."""
+
+    model: Annotated[
+        str | None, Meta(description="Model to run; without it the default model.")
+    ] = None
+    prompt: Annotated[str | None, Meta(description="Plain text to continue.")] = None
+    messages: Annotated[
+        tuple[Message, ...] | None,
+        Meta(description="A conversation, for models with a chat template."),
+    ] = None
+    max_tokens: Annotated[
+        int, Meta(ge=1, le=MAX_TOKENS_LIMIT, description="Most tokens to generate.")
+    ] = 256
+    temperature: Annotated[float, Meta(ge=0, le=10, description="0 is greedy.")] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1, description="Nucleus sampling.")] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0 is off.")] = 0
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, lt=2**63)] | None,
+        Meta(description="Same seed, same randomness; without it a random one."),
+    ] = None
+    stop: Annotated[
+        StopString | Annotated[tuple[StopString, ...], Meta(max_length=16)],
+        Meta(description="Strings that end the answer; they are not part of it."),
+    ] = ()
+    priority: Annotated[Priority, Meta(description="Which lane the job waits in.")] = (
+        Priority.NORMAL
+    )
+    deadline_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Seconds until the job expires, waiting and running together."),
+    ] = None
+    prompt_id: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None,
+        Meta(description="Your name for this conversation or document."),
+    ] = None
+    metadata: Annotated[
+        dict[MetadataKey, MetadataValue], Meta(max_length=16, description="Kept with the job.")
+    ] = {}
+    stream: Annotated[
+        bool, Meta(description="Answer with the event stream itself instead of 202.")
+    ] = False
+
+
+class SubmittedJob(msgspec.Struct, frozen=True):
+    """The job is accepted: it will end in exactly one terminal event."""
+
+    id: str
+    status: JobState
+    model: str
+    created_at: str
+    url: str
+    events_url: str
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """A job as it stands. ``text`` is the answer so far, or whole; lists leave it out."""
+
+    id: str
+    status: JobState
+    model: str
+    priority: Priority
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    deadline_at: str
+    attempts: int
+    worker: str | None
+    finish_reason: FinishReason | None
+    is_eos: bool | None
+    usage: Usage | None
+    timings: Timings | None
+    error: ErrorInfo | None
+    metadata: dict[str, str]
+    events_url: str
+    text: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """A page of jobs, newest first. ``next_cursor`` is null on the last one."""
+
+    data: list[JobView]
+    next_cursor: str | None
+
+
+class CancelledJob(msgspec.Struct, frozen=True):
+    """What the cancel met: a job that waited, one that ran (its end follows), or an ended one."""
+
+    id: str
+    status: JobState
+    cancelled: Literal["queued", "running", "already_ended"]
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """A model that had a worker in the last day."""
+
+    id: str
+    object: Literal["model"]
+    workers: int
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The models, by name."""
+
+    object: Literal["list"]
+    data: list[ModelView]
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """A live worker. ``load`` is running / capacity, ``lease_age_s`` the time since it renewed."""
+
+    id: str
+    host: str
+    pid: int
+    model: str
+    version: str
+    engine: str
+    device: str
+    dtype: str
+    state: WorkerState
+    progress: str
+    capacity: int
+    running: int
+    load: float
+    context_len: int
+    tokens_per_s: float
+    lease_age_s: float
+
+
+class WorkerList(msgspec.Struct, frozen=True):
+    """The live workers, by model and ID."""
+
+    data: list[WorkerView]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether traffic should come here, and what is missing."""
+
+    status: Literal["ready", "not_ready", "draining"]
+    checks: dict[str, bool]
+
+
+class ProblemView(msgspec.Struct, frozen=True):
+    """RFC 9457: a stable ``type``, one sentence in ``detail`` that says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str

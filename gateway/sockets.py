@@ -1,0 +1,221 @@
+"""The door of ``/v1/ws``: many jobs on one socket.
+
+Two tasks per socket: one answers the client's messages in order, one sends events. There is no
+queue between them and the jobs: a subscription is a cursor, and a socket that lags gets merged
+events when it reads again.
+"""
+
+import asyncio
+import time
+
+import msgspec
+import structlog
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from common.connections import UNAVAILABLE
+from common.errors import Problem
+from gateway import socket_messages as messages
+from gateway.dialects import native_ws
+from gateway.jobs import cancel_job
+from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
+from gateway.services import Services, services_of, tenant_of
+from gateway.submission import accept
+from gateway.watch import Cursor, Signal
+
+_log = structlog.get_logger()
+
+MAX_SUBSCRIPTIONS = 1_000
+GOING_AWAY = 1012
+INTERNAL_ERROR = 1011
+CLOSE_S = 5.0
+
+
+async def serve(websocket: WebSocket) -> None:
+    """Serve one socket until its client leaves or the gateway drains."""
+    await websocket.accept()
+    await Socket(websocket, services_of(websocket), tenant_of(websocket)).run()
+
+
+class Socket:
+    """One client's socket and its subscriptions."""
+
+    def __init__(self, websocket: WebSocket, services: Services, tenant: str) -> None:
+        self.sent_at = time.monotonic()
+        self.sending_since = 0.0
+        self._websocket = websocket
+        self._services = services
+        self._tenant = tenant
+        self._cursors: dict[str, Cursor] = {}
+        self._unannounced: list[str] = []  # subscribed, but the client has not been told yet
+        self._ready: dict[str, None] = {}  # jobs with news, in order of arrival
+        self._signal = Signal()
+        self._writing = asyncio.Lock()  # answers and events share one pipe
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Run both tasks; the first that ends, ends the socket, and says why."""
+        self._services.streams.add(self)
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write_events())]
+        try:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(CLOSE_S):
+                await self._say_goodbye()
+        except TimeoutError:
+            _log.info("socket_cut")  # it takes nothing, not even the close
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._services.streams.remove(self)
+            for cursor in self._cursors.values():
+                await self._services.relay.close(cursor)
+
+    async def _say_goodbye(self) -> None:
+        error = next((t.exception() for t in self._tasks if t.done() and not t.cancelled()), None)
+        if isinstance(error, WebSocketDisconnect):
+            return
+        if error is not None:
+            _log.error("socket_failed", exc_info=error)
+            problem = Problem(500, "internal-error", "This socket failed; reconnect and resume.")
+            await self._send(_refused(problem))
+            await self._websocket.close(INTERNAL_ERROR)
+        else:
+            await self._websocket.close(GOING_AWAY, "this gateway stops; reconnect to resume")
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1005))
+            await self._send(await self._answer(message.get("text")))
+            self._announce()
+
+    async def _answer(self, text: str | None) -> messages.ToClient:
+        ref = None
+        try:
+            if text is None:
+                raise bad_request("binary-message", "Send JSON as text messages, not binary ones.")
+            message = decode_json(text.encode(), _decoder)
+            ref = message.ref
+            return await self._handle(message)
+        except Problem as problem:
+            return _refused(problem, ref=ref)
+        except UNAVAILABLE:
+            detail = "Redis does not answer right now; nothing was lost, try again in a moment."
+            return _refused(Problem(503, "redis-unavailable", detail), ref=ref)
+
+    async def _handle(self, message: messages.FromClient) -> messages.ToClient:
+        match message:
+            case messages.Submit():
+                return await self._submit(message)
+            case messages.Subscribe():
+                await self._subscribe(read_job_id(message.job), message.after)
+                return messages.Subscribed(message.job, message.after, message.ref)
+            case messages.Unsubscribe():
+                await self._unsubscribe(message.job)
+                return messages.Unsubscribed(message.job, message.ref)
+            case messages.Cancel():
+                met = await cancel_job(self._services, self._tenant, read_job_id(message.job))
+                return messages.CancelAnswer(met.id, met.status, met.cancelled, message.ref)
+
+    async def _submit(self, message: messages.Submit) -> messages.ToClient:
+        key = read_idempotency_key(message.idempotency_key)
+        job = (await accept(self._services, self._tenant, message.job, key)).job
+        if message.subscribe and job.id not in self._cursors:
+            await self._subscribe(job.id, -1)
+        return messages.Submitted(job.id, job.status, job.model, message.ref)
+
+    async def _subscribe(self, job_id: str, after: int) -> None:
+        if job_id in self._cursors:
+            detail = "This socket follows the job already; unsubscribe first."
+            raise Problem(409, "already-subscribed", detail)
+        if len(self._cursors) >= MAX_SUBSCRIPTIONS:
+            detail = f"A socket follows {MAX_SUBSCRIPTIONS} jobs at most; open another one."
+            raise Problem(429, "too-many-subscriptions", detail)
+        if after < -1:
+            raise bad_request("invalid-parameter", "`after` must be -1 or an event's number.")
+
+        def wake() -> None:
+            self._ready[job_id] = None
+            self._signal.set()
+
+        self._unannounced.append(job_id)
+        self._cursors[job_id] = await self._services.relay.open(
+            self._tenant, job_id, after + 1, wake
+        )
+
+    def _announce(self) -> None:
+        """Let events flow, now that the answer that names their job was sent."""
+        for job_id in self._unannounced:
+            self._ready[job_id] = None
+        self._unannounced.clear()
+        self._signal.set()
+
+    async def _unsubscribe(self, job_id: str) -> None:
+        cursor = self._cursors.pop(job_id, None)
+        if cursor is None:
+            detail = "This socket does not follow that job; it may have ended."
+            raise Problem(404, "not-subscribed", detail)
+        await self._services.relay.close(cursor)
+
+    async def _write_events(self) -> None:
+        while not self._draining:
+            await self._signal.wait()
+            ready, self._ready = self._ready, {}
+            for job_id in ready:
+                await self._deliver(job_id)
+
+    async def _deliver(self, job_id: str) -> None:
+        cursor = self._cursors.get(job_id)
+        if cursor is None or job_id in self._unannounced:
+            return
+        try:
+            for frame in cursor.take(native_ws.frame):
+                await self._send_text(frame)
+        except Problem as problem:
+            await self._drop(job_id, cursor)
+            await self._send(_refused(problem, job=job_id))
+            return
+        if cursor.is_done:
+            await self._drop(job_id, cursor)
+
+    async def _drop(self, job_id: str, cursor: Cursor) -> None:
+        if self._cursors.get(job_id) is cursor:
+            del self._cursors[job_id]
+        await self._services.relay.close(cursor)
+
+    async def _send(self, message: messages.ToClient) -> None:
+        await self._send_text(_encoder.encode(message))
+
+    async def _send_text(self, text: bytes) -> None:
+        async with self._writing:
+            self.sending_since = time.monotonic()
+            await self._websocket.send({"type": "websocket.send", "text": text.decode()})
+            self.sent_at = time.monotonic()
+            self.sending_since = 0.0
+
+    def ping(self) -> None:
+        """Do nothing: the server's protocol pings by itself."""
+        self.sent_at = time.monotonic()
+
+    def cut(self) -> None:
+        """End at once: the reader takes nothing."""
+        for task in self._tasks:
+            task.cancel()
+
+    def drain(self) -> None:
+        """End soon: the reader will resume elsewhere."""
+        self._draining = True
+        self._signal.set()
+
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[messages.FromClient] = msgspec.json.Decoder(messages.FromClient)
+
+
+def _refused(
+    problem: Problem, *, job: str | None = None, ref: str | None = None
+) -> messages.Refused:
+    view = messages.SocketProblem(problem.urn, problem.title, problem.status, problem.detail)
+    return messages.Refused(view, job, ref)

@@ -1,0 +1,72 @@
+"""A watched job's events as this gateway knows them: a growing document, no gap, no repeat. Pure.
+
+The log fills it, the doorbell's messages extend it. A message that does not fit exactly at the end
+is never kept for later: ahead of the end means "read the log", behind it means "known".
+"""
+
+import enum
+from collections.abc import Sequence
+
+from common.events import Event, Tokens, decode_event, is_terminal
+
+
+class Offer(enum.Enum):
+    """What became of an event that was offered."""
+
+    TAKEN = enum.auto()
+    KNOWN = enum.auto()
+    AHEAD = enum.auto()  # something is missing before it: read the log
+    FOREIGN = enum.auto()  # it belongs to another job of the same ID
+
+
+class Transcript:
+    """The events 0 … ``len - 1`` of one incarnation of a job."""
+
+    def __init__(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.events: list[Event] = []
+        self.ended = False  # the last event is terminal: nothing follows
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def offer(self, incarnation: str, n: int, payload: bytes) -> Offer:
+        """Take event ``n`` if it is the next one."""
+        if incarnation != self.incarnation:
+            return Offer.FOREIGN
+        if n < len(self.events):
+            return Offer.KNOWN
+        if n > len(self.events):
+            return Offer.AHEAD
+        event = decode_event(payload)
+        self.events.append(event)
+        self.ended = is_terminal(event)
+        return Offer.TAKEN
+
+
+def merged(events: Sequence[Event], start: int) -> list[tuple[int, Event]]:
+    """Return (n, event) for a reader that lags: runs of ``tokens`` become one event each.
+
+    ``events[0]`` has number ``start``. A merged event carries the number of its last part, so that
+    a reader that resumes after it misses nothing and gets nothing twice.
+    """
+    frames: list[tuple[int, Event]] = []
+    run: list[Tokens] = []
+    for n, event in enumerate(events, start):
+        if isinstance(event, Tokens):
+            run.append(event)
+            continue
+        if run:
+            frames.append((n - 1, _joined(run)))
+            run = []
+        frames.append((n, event))
+    if run:
+        frames.append((start + len(events) - 1, _joined(run)))
+    return frames
+
+
+def _joined(run: list[Tokens]) -> Tokens:
+    if len(run) == 1:
+        return run[0]
+    ids = tuple(token for part in run for token in part.ids)
+    return Tokens(run[0].index, ids, "".join(part.text for part in run))

@@ -1,0 +1,103 @@
+"""Job records as clients see them. Pure."""
+
+from datetime import UTC, datetime
+
+from common.endings import completion_tokens
+from common.events import Completed, Ended, Event, Reset, Tokens, Usage, decode_event, is_terminal
+from common.job_store import JobRecord, Snapshot
+from common.registry import LiveWorker
+from gateway.schemas import JobView, WorkerView
+
+
+def job_url(job_id: str) -> str:
+    """Return the job's own path."""
+    return f"/v1/jobs/{job_id}"
+
+
+def events_url(job_id: str) -> str:
+    """Return the path of the job's event stream."""
+    return f"/v1/jobs/{job_id}/events"
+
+
+def rfc3339(milliseconds: int) -> str:
+    """Return a UTC time with milliseconds."""
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def answer_text(events: tuple[Event, ...]) -> str:
+    """Return the sum of the deltas since the last ``reset``."""
+    parts: list[str] = []
+    for event in events:
+        if isinstance(event, Tokens):
+            parts.append(event.text)
+        elif isinstance(event, Reset):
+            parts.clear()
+    return "".join(parts)
+
+
+def job_view(snapshot: Snapshot) -> JobView:
+    """Return a job with its text."""
+    so_far = Usage(completion_tokens=completion_tokens(snapshot.events))
+    return _view(snapshot.record, usage=so_far, text=answer_text(snapshot.events))
+
+
+def job_summary(record: JobRecord) -> JobView:
+    """Return a job for a list: without its text."""
+    return _view(record)
+
+
+def _view(record: JobRecord, *, usage: Usage | None = None, text: str | None = None) -> JobView:
+    end = _end(record)
+    return JobView(
+        id=record.id,
+        status=record.state,
+        model=record.spec.model,
+        priority=record.spec.priority,
+        created_at=rfc3339(record.created_ms),
+        started_at=rfc3339(record.started_ms) if record.started_ms else None,
+        finished_at=rfc3339(record.finished_ms) if record.finished_ms else None,
+        deadline_at=rfc3339(record.deadline_ms),
+        attempts=record.attempts,
+        worker=(end.worker if end else record.owner) or None,
+        finish_reason=end.finish_reason if end else None,
+        is_eos=end.is_eos if end else None,
+        usage=end.usage if end else usage,
+        timings=end.timings if end else None,
+        error=end.error if end else None,
+        metadata=record.spec.metadata,
+        events_url=events_url(record.id),
+        **({} if text is None else {"text": text}),
+    )
+
+
+def _end(record: JobRecord) -> Ended | None:
+    if record.result is None:
+        return None
+    event = decode_event(record.result)
+    assert is_terminal(event)
+    assert not isinstance(event, Completed) or record.is_ended
+    return event  # type: ignore[return-value] # is_terminal just said so
+
+
+def worker_view(worker: LiveWorker, lease_s: float) -> WorkerView:
+    """Return a live worker."""
+    info = worker.info
+    return WorkerView(
+        id=info.id,
+        host=info.host,
+        pid=info.pid,
+        model=info.model,
+        version=info.version,
+        engine=info.engine,
+        device=info.device,
+        dtype=info.dtype,
+        state=info.state,
+        progress=info.progress,
+        capacity=info.capacity,
+        running=info.running,
+        load=round(info.running / info.capacity, 3),
+        context_len=info.context_len,
+        tokens_per_s=round(info.tokens_per_s, 2),
+        lease_age_s=round(max(0.0, lease_s - worker.lease_s), 3),
+    )

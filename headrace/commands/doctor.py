@@ -1,0 +1,105 @@
+"""``doctor``: is everything as it should be, and what to do where not."""
+
+import asyncio
+import subprocess
+
+import msgspec
+import typer
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common.connections import command_client
+from common.keys import Keys
+from common.settings import Settings, load, origins
+from headrace import checks
+from headrace.addresses import DEFAULT_URL, masked
+from headrace.checks import Check, Level
+from headrace.client import Client
+from headrace.data_dir import running_stack
+from headrace.errors import ClientError
+from headrace.flags import Json, Url
+from headrace.terminal import write, write_json
+
+app = typer.Typer(rich_markup_mode=None)
+
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+_GPU_TIMEOUT_S = 10
+
+
+@app.command()
+def doctor(json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Check Redis, the gateway, the workers and this machine.
+
+    Ends with 1 when something must be repaired. Warnings can be lived with.
+    """
+    found = asyncio.run(_examine(load(), url))
+    if json:
+        write_json(msgspec.to_builtins(found))
+    else:
+        for check in found:
+            write(_lines(check))
+    if any(check.level is Level.FAIL for check in found):
+        raise typer.Exit(1)
+
+
+async def _examine(settings: Settings, url: str) -> list[Check]:
+    server = _server(settings)
+    redis = command_client(server, max_connections=1)
+    try:
+        found = [await _reachable(redis, server)]
+        if found[0].level is Level.OK:
+            found += await checks.run_all(redis, Keys(settings.key_prefix))
+    finally:
+        await redis.aclose()
+    return [*found, await _gateway(url), _gpu(settings.device)]
+
+
+def _server(settings: Settings) -> str:
+    """Return the server to look at: the one of the settings, or that of a running stack."""
+    stack = running_stack(settings.data_dir.expanduser())
+    if origins()["redis"] == "default" and stack is not None and stack.redis:
+        return stack.redis
+    return settings.redis
+
+
+async def _reachable(redis: Redis, url: str) -> Check:
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        todo = "start one with `headrace up`, or name yours in HEADRACE_REDIS"
+        return Check("redis", Level.FAIL, f"{masked(url)}: {error}", todo)
+    return Check("redis", Level.OK, masked(url))
+
+
+async def _gateway(url: str) -> Check:
+    try:
+        async with Client(url) as client:
+            readiness = await client.readiness()
+    except ClientError as error:
+        return Check("gateway", Level.FAIL, str(error), "start one, or name yours with --url")
+    if readiness.is_ready:
+        return Check("gateway", Level.OK, f"{url} is ready")
+    missing = ", ".join(name for name, is_there in readiness.checks.items() if not is_there)
+    found = f"{url} is {readiness.status.replace('_', ' ')}, lacks: {missing or 'nothing'}"
+    return Check("gateway", Level.FAIL, found, "jobs wait or are refused until that is there")
+
+
+def _gpu(wanted: str) -> Check:
+    try:
+        answer = subprocess.run(
+            _GPU_QUERY, capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, check=True
+        )
+    except FileNotFoundError:
+        found = ""
+    except subprocess.SubprocessError as error:
+        return Check("GPU", Level.WARN, f"nvidia-smi: {error}", "look at the driver")
+    else:
+        found = "; ".join(answer.stdout.strip().splitlines())
+    if found or wanted != "cuda":
+        return Check("GPU", Level.OK, found or "none; the model runs on the CPU")
+    return Check("GPU", Level.FAIL, "none", "the setting device is cuda; set it to auto or cpu")
+
+
+def _lines(check: Check) -> str:
+    first = f"{check.level:<5} {check.name:<9} {check.found}\n"
+    return first + (f"{'':<16}→ {check.todo}\n" if check.todo else "")

@@ -1,0 +1,121 @@
+"""``up`` and ``demo``: the local stack in the foreground."""
+
+import asyncio
+import shlex
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import typer
+
+from common.jobs import Message
+from common.registry import LiveWorker, WorkerInfo
+from common.settings import Settings, load, origins
+from headrace.addresses import DEFAULT_URL, masked
+from headrace.ask import print_answer, require_completed, statistics
+from headrace.client import Client
+from headrace.flags import StackFlags, given, unpacked
+from headrace.signals import StopSignals
+from headrace.stack import Stack, local_stack
+from headrace.terminal import note, progress
+from headrace.views import JobRequest
+
+app = typer.Typer(rich_markup_mode=None)
+
+QUESTION = "Why do rivers meander?"
+_DEMO_TOKENS = 80
+_STOPPING = "Stopping: running jobs finish or are handed over; Ctrl-C again does not wait"
+
+
+@app.command()
+@unpacked
+def up(flags: StackFlags) -> None:
+    """Start everything on this machine.
+
+    A Valkey server, a gateway and workers, in the foreground; Ctrl-C stops them. What crashes is
+    started again. With --redis (or HEADRACE_REDIS) that server is used instead of an own one.
+    """
+    settings = load(given(flags))
+    asyncio.run(_up(settings, own_server=_wants_server(flags)))
+
+
+@app.command()
+@unpacked
+def demo(flags: StackFlags) -> None:
+    """Start everything, stream one answer, stop everything.
+
+    Uses a free port and a temporary data directory unless told otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
+        values = {"port": 0, "data_dir": Path(folder)} | given(flags)
+        asyncio.run(_demo(load(values), own_server=_wants_server(flags)))
+
+
+def _wants_server(flags: StackFlags) -> bool:
+    return origins(given(flags))["redis"] == "default"
+
+
+async def _up(settings: Settings, *, own_server: bool) -> None:
+    async with _ready_stack(settings, own_server=own_server) as (stack, workers):
+        note(_banner(stack, workers, own_server=own_server))
+        await asyncio.get_running_loop().create_future()  # until a signal comes
+
+
+async def _demo(settings: Settings, *, own_server: bool) -> None:
+    async with (
+        _ready_stack(settings, own_server=own_server) as (stack, _),
+        Client(stack.url) as client,
+    ):
+        note(f"\n> {QUESTION}\n")
+        request = JobRequest(
+            messages=(Message("user", QUESTION),), max_tokens=_DEMO_TOKENS, temperature=0
+        )
+        job = await client.submit(request)
+        end, measured = await print_answer(client, job.id)
+        note(f"\n{statistics(end, measured)}")
+        require_completed(job.id, end)
+        note("\nThat was a whole stack. Keep one running with `headrace up`.")
+
+
+@asynccontextmanager
+async def _ready_stack(
+    settings: Settings, *, own_server: bool
+) -> AsyncIterator[tuple[Stack, list[LiveWorker]]]:
+    """Give a stack that takes jobs. The first signal ends the block without an error."""
+    with StopSignals() as stop:
+        try:
+            async with local_stack(settings, note, own_server=own_server) as stack:
+                stop.force = stack.kill
+                stop.say = lambda: note(_STOPPING)
+                with progress("Starting") as show:
+                    workers = await stack.ready(show)
+                yield stack, workers
+        except asyncio.CancelledError:
+            if not stop.received:
+                raise
+
+
+def _banner(stack: Stack, workers: list[LiveWorker], *, own_server: bool) -> str:
+    server = "embedded Valkey" if own_server else masked(stack.settings.redis)
+    url = "" if stack.url == DEFAULT_URL else f" --url {stack.url}"
+    lines = [
+        f"Headrace is ready at {stack.url}",
+        "",
+        *(f"  worker   {_described(live.info)}" for live in workers),
+        f"  redis    {server}",
+        f"  data     {stack.data_dir.path}",
+        f"  logs     {stack.data_dir.logs}",
+        "",
+        "Try, in another terminal:",
+        f"  headrace run{url} {shlex.quote(QUESTION)}",
+        f"  headrace ps{url}",
+        "",
+        "Ctrl-C stops everything.",
+    ]
+    return "\n".join(lines)
+
+
+def _described(info: WorkerInfo) -> str:
+    dtype = f" ({info.dtype})" if info.dtype else ""
+    return f"{info.model} on {info.device}{dtype}, {info.capacity} jobs at once"

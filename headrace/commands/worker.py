@@ -1,0 +1,24 @@
+"""``headrace worker``: one worker process."""
+
+import typer
+
+from common.errors import StartupFailed
+from common.settings import load
+from headrace.flags import WorkerFlags, given, unpacked
+from worker.main import serve
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+@unpacked
+def worker(flags: WorkerFlags) -> None:
+    """Run a worker: it claims jobs and turns prompts into tokens."""
+    settings = load(given(flags))
+    try:
+        code = serve(settings)
+    except ModuleNotFoundError as missing:
+        raise StartupFailed(
+            f"the {settings.engine} engine needs {missing.name}: pip install 'headrace[worker]'"
+        ) from missing
+    raise typer.Exit(code)

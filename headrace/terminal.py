@@ -1,0 +1,76 @@
+"""What people see. Answers go to stdout as they are; everything else goes to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+Show = Callable[[str], None]
+
+_QUIET_S = 5.0
+
+
+def note(line: str) -> None:
+    """Print one line about what happens."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def complain(line: str) -> None:
+    """Print one line about what went wrong."""
+    note(f"headrace: {line}")
+
+
+def write(text: str) -> None:
+    """Print a piece of an answer, unchanged and at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print one JSON document for a program."""
+    write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, readable by people and by ``awk``."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        write("   ".join(cells).rstrip() + "\n")
+
+
+def age(seconds: float) -> str:
+    """Return a duration as people say it: ``4s``, ``12m``, ``3h``, ``2d``."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+@contextmanager
+def progress(first: str) -> Iterator[Show]:
+    """Show what takes time: a spinner on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Lines().show
+        return
+    from rich.console import Console  # noqa: PLC0415 - only people wait for a spinner
+
+    with Console(stderr=True).status(first) as status:
+        yield status.update
+
+
+class _Lines:
+    """Progress for a log file: a changed text, at most one line in five seconds."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._next = time.monotonic() + _QUIET_S
+
+    def show(self, text: str) -> None:
+        if text != self._last and time.monotonic() >= self._next:
+            note(text)
+            self._last = text
+            self._next = time.monotonic() + _QUIET_S

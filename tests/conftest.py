@@ -1,0 +1,71 @@
+"""Fixtures of all tests: real servers, a prefix per test, and nothing left behind."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+
+from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
+from common.keys import Keys
+from tests.support.leaks import clear, find_leaks
+from tests.support.servers import BACKENDS, STARTABLE, Backend, Server
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """All async code here is asyncio code."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", params=BACKENDS, ids=str)
+def redis_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a real server that the whole session shares, one backend after the other."""
+    backend: Backend = request.param
+    if backend.binary is None:
+        yield backend.url
+        return
+    server = Server(backend.binary, tmp_path_factory.mktemp(backend.name))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(params=STARTABLE, ids=str)
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A running server of the test's own, to stop, kill, freeze and start again."""
+    backend: Backend = request.param
+    assert backend.binary
+    server = Server(backend.binary, tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """Names under a prefix that no other test has."""
+    return Keys(prefix=f"t-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+async def redis(redis_url: str, keys: Keys) -> AsyncIterator[Redis]:
+    """A command client; after the test, every key of its prefix must be one that may stay."""
+    client = command_client(redis_url)
+    yield client
+    leaks = await find_leaks(client, keys.prefix)
+    await clear(client, keys.prefix)
+    await client.aclose()
+    assert not leaks, f"these keys would stay for ever: {leaks}"
+
+
+@pytest.fixture
+def lease_redis(redis_url: str) -> Iterator[SyncRedis]:
+    """A blocking client, as the lease thread has one."""
+    client = lease_client(redis_url, COMMAND_TIMEOUT_S)
+    yield client
+    client.close()

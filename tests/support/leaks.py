@@ -1,0 +1,45 @@
+"""What may stay in Redis after a test: keys with a TTL, and a short written list."""
+
+import re
+
+from redis.asyncio import Redis
+
+UNEXPIRING = {
+    r"\{m:[^}]+\}:lane:.+": "jobs nobody has finished; an empty lane is deleted",
+    r"\{m:[^}]+\}:lanes": "the lanes that exist; the set goes with its last member",
+    r"\{m:[^}]+\}:ring:(high|normal|low)": "tenants with waiting work; goes with the last one",
+    r"\{m:[^}]+\}:jobs": "unfinished jobs; goes with the last one",
+    r"\{m:[^}]+\}:workers": "leases; a dead worker stays until its work is swept",
+    r"secret": "every job ID of an Idempotency-Key hangs on it, for ever",
+}
+"""The keys without a TTL (as patterns after the prefix), each with the reason."""
+
+_PAGE = 1000
+
+
+async def find_keys(redis: Redis, prefix: str) -> list[bytes]:
+    """Return the keys that begin with the prefix."""
+    return [key async for key in redis.scan_iter(f"{prefix}*", count=_PAGE)]
+
+
+async def find_leaks(redis: Redis, prefix: str) -> list[str]:
+    """Return the keys that would stay for ever: no TTL, not on the list; or an empty lane."""
+    return [
+        key.decode()
+        for key in await find_keys(redis, prefix)
+        if await redis.pttl(key) == -1 and not await _may_stay(redis, key)
+    ]
+
+
+async def clear(redis: Redis, prefix: str) -> None:
+    """Delete what a test left, so that the session's server stays small."""
+    if found := await find_keys(redis, prefix):
+        await redis.unlink(*found)
+
+
+async def _may_stay(redis: Redis, key: bytes) -> bool:
+    name = key.decode().partition(":")[2]
+    if not any(re.fullmatch(pattern, name) for pattern in UNEXPIRING):
+        return False
+    # A stream does not vanish by itself when it is empty.
+    return ":lane:" not in name or await redis.xlen(key) > 0

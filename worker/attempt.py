@@ -1,0 +1,170 @@
+"""One attempt at a job: engine outputs become numbered events. Pure, no I/O."""
+
+import time
+from dataclasses import dataclass
+
+from common.endings import completion_tokens
+from common.events import (
+    Cancelled,
+    Completed,
+    Ended,
+    ErrorInfo,
+    Event,
+    Expired,
+    Failed,
+    Reset,
+    Timings,
+    Tokens,
+    Usage,
+    encode_event,
+)
+from common.job_store import Snapshot
+from common.jobs import FinishReason
+from common.lanes import Claim
+from worker.engine.protocol import Delta, Emitted, Finished, Output, Prefilled, Refused
+
+
+def emitted(events: tuple[Event, ...]) -> Emitted:
+    """Return what earlier attempts logged, from the last ``reset`` on."""
+    ids: list[int] = []
+    text: list[str] = []
+    for event in events:
+        match event:
+            case Tokens():
+                ids += event.ids
+                text.append(event.text)
+            case Reset():
+                ids, text = [], []
+            case _:
+                continue
+    return Emitted(tuple(ids), "".join(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One worker's hold on a job, as ``start`` granted it."""
+
+    claim: Claim
+    snapshot: Snapshot
+    epoch: int
+    number: int
+    queue_s: float
+    worker_id: str
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for this attempt."""
+        return f"{self.claim.job_id}:{self.epoch}"
+
+
+class AttemptLog:
+    """The log of one attempt as this worker knows it.
+
+    ``payloads[n]`` is event ``n`` of the job, those of earlier attempts included, so that a server
+    that lost its last second can be given everything again. ``confirmed`` events are in Redis.
+    """
+
+    def __init__(self, grant: Grant, started: Event) -> None:
+        self.grant = grant
+        self.payloads = [*grant.snapshot.payloads, encode_event(started)]
+        self.confirmed = len(self.payloads)
+        self.end: Ended | None = None  # set once; nothing is accepted after it
+        self.expire = False  # the deadline passed: the engine was cancelled for that
+        self.appended_at = time.monotonic()  # when Redis was last asked about the job
+        self._started_at = time.monotonic()
+        self._first_token_at = 0.0
+        self._last_token_at = 0.0
+        self._index = completion_tokens(grant.snapshot.events)
+        self._ids: list[int] = []  # of the next event
+        self._text: list[str] = []
+        self._prefilled = Prefilled(0, 0, 0.0)
+
+    @property
+    def job_id(self) -> str:
+        """The job's ID."""
+        return self.grant.claim.job_id
+
+    @property
+    def is_first_token(self) -> bool:
+        """Tell whether the first new token waits to be sent: it is worth a flush of its own."""
+        return bool(self._ids) and self._first_token_at == self._last_token_at
+
+    @property
+    def is_sent(self) -> bool:
+        """Tell whether Redis has every event but the end."""
+        return not self._ids and not self._text and self.confirmed >= len(self.payloads)
+
+    def take(self, output: Output) -> None:
+        """Accept an engine's output; an end is kept until everything before it is confirmed."""
+        if self.end is not None:
+            return
+        match output:
+            case Prefilled():
+                self._prefilled = output
+            case Delta():
+                self._take_delta(output)
+            case Finished():
+                self.end = self._ended(output)
+            case Refused():
+                self.end = self._build_end(
+                    Failed, FinishReason.ERROR, error=ErrorInfo(output.type, output.detail)
+                )
+
+    def unsent(self) -> tuple[bytes, ...]:
+        """Return the payloads from ``confirmed`` on; what is pending becomes one event."""
+        if self._ids or self._text:
+            tokens = Tokens(self._index, tuple(self._ids), "".join(self._text))
+            self.payloads.append(encode_event(tokens))
+            self._index += len(self._ids)
+            self._ids, self._text = [], []
+        return tuple(self.payloads[self.confirmed :])
+
+    def confirm(self, next_n: int) -> None:
+        """Take Redis's word for the length of the log; it can also have lost its tail."""
+        self.confirmed = min(next_n, len(self.payloads))
+        self.appended_at = time.monotonic()
+
+    def _take_delta(self, delta: Delta) -> None:
+        if delta.ids:
+            self._last_token_at = time.monotonic()
+            self._first_token_at = self._first_token_at or self._last_token_at
+        self._ids += delta.ids
+        self._text.append(delta.text)
+
+    def _ended(self, finished: Finished) -> Ended:
+        if finished.reason is not FinishReason.CANCELLED:
+            return self._build_end(Completed, finished.reason, is_eos=finished.is_eos)
+        if self.expire:
+            return self._build_end(Expired, FinishReason.EXPIRED)
+        return self._build_end(Cancelled, FinishReason.CANCELLED)
+
+    def _build_end(
+        self,
+        kind: type[Completed | Failed | Cancelled | Expired],
+        reason: FinishReason,
+        *,
+        is_eos: bool = False,
+        error: ErrorInfo | None = None,
+    ) -> Ended:
+        return kind(
+            reason,
+            is_eos=is_eos,
+            usage=Usage(
+                self._prefilled.prompt_tokens,
+                self._index + len(self._ids),
+                self._prefilled.cached_tokens,
+            ),
+            timings=self._timings(),
+            attempts=self.grant.number,
+            worker=self.grant.worker_id,
+            error=error,
+        )
+
+    def _timings(self) -> Timings:
+        has_tokens = self._first_token_at > 0
+        return Timings(
+            queue_s=self.grant.queue_s,
+            prefill_s=self._prefilled.prefill_s,
+            first_token_s=self._first_token_at - self._started_at if has_tokens else 0.0,
+            decode_s=self._last_token_at - self._first_token_at,
+        )

@@ -1,0 +1,28 @@
+"""What a worker uses of Redis, in one hand."""
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from common.job_store import JobStore
+from common.keys import Keys
+from common.lanes import Lanes
+from common.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The typed callers for one model."""
+
+    keys: Keys
+    model: str
+    store: JobStore
+    lanes: Lanes
+    registry: Registry
+
+    @classmethod
+    def on(cls, redis: Redis, keys: Keys, model: str) -> "Backend":
+        """Return the callers over one command client."""
+        return cls(
+            keys, model, JobStore(redis, keys), Lanes(redis, keys, model), Registry(redis, keys)
+        )

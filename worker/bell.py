@@ -1,0 +1,54 @@
+"""Listens to the model's bell ("there is work") and to this worker's own channel (cancel now).
+
+Both are only hints: the worker polls for work, and every append asks for the cancel flag.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from common.connections import UNAVAILABLE
+from common.keys import Keys
+
+_log = structlog.get_logger()
+
+RETRY_S = 0.5
+
+
+class Bell:
+    """One subscription connection, renewed for ever."""
+
+    def __init__(self, redis: Redis, keys: Keys, model: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._bell = keys.model(model).bell
+        self._control = ""  # the channel of the current worker ID
+        self._pubsub: PubSub | None = None  # set while connected
+
+    async def rename(self, worker_id: str) -> None:
+        """Listen to the channel of this worker ID from now on."""
+        self._control = self._keys.worker_ctl(worker_id)
+        if self._pubsub is not None:
+            await self._pubsub.subscribe(self._control)
+
+    async def listen(self, on_work: Callable[[], None], on_cancel: Callable[[str], None]) -> None:
+        """Call back for every message; ends only by cancellation."""
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(self._bell, self._control)
+                    self._pubsub = pubsub
+                    on_work()
+                    async for message in pubsub.listen():
+                        if message["channel"] == self._bell.encode():
+                            on_work()
+                        else:
+                            on_cancel(message["data"].decode())
+            except UNAVAILABLE as error:
+                _log.warning("bell_lost", error=str(error))
+                await asyncio.sleep(RETRY_S)
+            finally:
+                self._pubsub = None

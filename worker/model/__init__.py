@@ -1,0 +1,1 @@
+"""Which model a worker serves, and how it gets into memory."""

@@ -1,0 +1,178 @@
+"""Publishes what the engine says: at most one append per job and flush, all jobs in one pipeline.
+
+The publisher owns the running attempts. It never drops an event: while Redis is away it waits, and
+when Redis comes back with less, the answer ``GAP`` says from where to send again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+from redis.exceptions import OutOfMemoryError
+
+from common.connections import UNAVAILABLE
+from common.job_store import LOST, Append, Outcome
+from worker.attempt import AttemptLog
+from worker.backend import Backend
+from worker.engine.protocol import Engine, Output
+from worker.lease import Lease
+from worker.metrics import Metrics
+
+_log = structlog.get_logger()
+
+AWAY = (*UNAVAILABLE, OutOfMemoryError)
+"""Redis cannot take a write now: wait and send again."""
+RETRY_S = 0.2
+PROBE_S = 1.0
+
+
+class Publisher:
+    """The running attempts of one worker, from ``start`` to the released lane entry."""
+
+    def __init__(self, backend: Backend, engine: Engine, lease: Lease, flush_s: float) -> None:
+        self.attempts: dict[str, AttemptLog] = {}
+        self.metrics = Metrics()
+        self._store = backend.store
+        self._lanes = backend.lanes
+        self._engine = engine
+        self._lease = lease
+        self._flush_s = flush_s
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()  # a first token or an end: do not wait for the interval
+        self.on_free: Callable[[], None] = lambda: None  # called when a slot became free
+        self.reconcile = asyncio.Event()  # a lane entry may be held for a job that is not run
+
+    def sink(self, log: AttemptLog) -> Callable[[Output], None]:
+        """Return where the engine delivers the outputs of this attempt."""
+
+        def take(output: Output) -> None:
+            if self.attempts.get(log.job_id) is not log:
+                return  # fenced or handed over: somebody else writes this job now
+            log.take(output)
+            self._dirty.add(log.job_id)
+            self._wake.set()
+            if log.end is not None or log.is_first_token:
+                self._urgent.set()
+
+        return take
+
+    def add(self, log: AttemptLog) -> None:
+        """Take over the attempt that ``start`` granted."""
+        self.attempts[log.job_id] = log
+
+    def cancel(self, job_id: str) -> None:
+        """End a running job early; an unknown one has just ended or moved."""
+        if log := self.attempts.get(job_id):
+            self._engine.cancel(log.grant.request_id)
+
+    def drop_all(self) -> list[AttemptLog]:
+        """Stop writing every running job, because others own them now; returns them."""
+        dropped = list(self.attempts.values())
+        for log in dropped:
+            self._drop(log)
+        return dropped
+
+    async def run(self) -> None:
+        """Flush for ever. The only place that appends to logs."""
+        while True:
+            await self._wait_for_work()
+            if not self._lease.is_current:
+                await asyncio.sleep(RETRY_S)  # silent until the lease is renewed or lapsed
+                continue
+            self._urgent.clear()
+            try:
+                await self.flush(self._due())
+            except AWAY as error:
+                _log.warning("append_failed", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def flush(self, logs: Iterable[AttemptLog]) -> None:
+        """Append what these attempts have, then write the ends of those that are done."""
+        batch = list(logs)
+        if not batch:
+            return
+        appends = [
+            Append(log.job_id, log.grant.epoch, log.confirmed, log.unsent()) for log in batch
+        ]
+        outcomes = await self._store.append(appends)
+        for log, (outcome, next_n) in zip(batch, outcomes, strict=True):
+            await self._settle(log, outcome, next_n)
+        for log in batch:
+            await self._end(log)
+
+    async def _wait_for_work(self) -> None:
+        """Return when something is to be sent: in the rhythm of the interval, or at once."""
+        if not self._dirty:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(PROBE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+        try:
+            async with asyncio.timeout(self._flush_s):
+                await self._urgent.wait()
+        except TimeoutError:
+            return
+
+    def _due(self) -> list[AttemptLog]:
+        """Return the attempts with news, and the silent ones, to ask whether they still may run."""
+        silent = time.monotonic() - PROBE_S
+        return [
+            log
+            for log in self.attempts.values()
+            if log.job_id in self._dirty or log.appended_at < silent
+        ]
+
+    async def _settle(self, log: AttemptLog, outcome: Outcome, next_n: int) -> None:
+        if self.attempts.get(log.job_id) is not log:
+            return
+        if outcome in LOST:
+            await self._lose(log, outcome)
+            return
+        log.confirm(next_n)
+        if log.is_sent and log.end is None:
+            self._dirty.discard(log.job_id)
+        else:
+            self._dirty.add(log.job_id)
+        if outcome in (Outcome.CANCEL, Outcome.EXPIRED):
+            log.expire |= outcome is Outcome.EXPIRED
+            self._engine.cancel(log.grant.request_id)
+
+    async def _lose(self, log: AttemptLog, outcome: Outcome) -> None:
+        """Stop an attempt whose job has its end already, is gone, or belongs to another one."""
+        _log.info("job_lost", job=log.job_id, outcome=outcome)
+        if outcome is Outcome.FENCED:
+            self.reconcile.set()
+        else:
+            await self._lanes.release(log.grant.worker_id, log.grant.claim)
+        self._drop(log)
+
+    async def _end(self, log: AttemptLog) -> None:
+        if log.end is None or not log.is_sent or self.attempts.get(log.job_id) is not log:
+            return
+        grant = log.grant
+        position = (grant.epoch, log.confirmed)
+        retention_ms = grant.snapshot.record.retention_ms
+        outcome, next_n = await self._store.finish(log.job_id, position, log.end, retention_ms)
+        if outcome is Outcome.GAP:
+            log.confirm(next_n)
+        elif outcome is Outcome.OK:
+            self.metrics.observe(log.end)
+            _log.info("job_ended", job=log.job_id, end=log.end.kind)
+            await self._lanes.release(grant.worker_id, grant.claim)
+            self._forget(log)
+        else:
+            await self._lose(log, outcome)
+
+    def _drop(self, log: AttemptLog) -> None:
+        self._engine.cancel(log.grant.request_id)
+        self._forget(log)
+
+    def _forget(self, log: AttemptLog) -> None:
+        if self.attempts.get(log.job_id) is log:
+            del self.attempts[log.job_id]
+        self._dirty.discard(log.job_id)
+        self.on_free()

@@ -1,0 +1,185 @@
+"""The job loop: claim what fits, start it, hand it to the engine; at the end, hand it over."""
+
+import asyncio
+
+import msgspec
+import structlog
+
+from common.endings import choose_end, end_idle
+from common.events import ErrorInfo, Failed, Retrying, Started
+from common.job_store import Outcome, Snapshot
+from common.jobs import FinishReason
+from common.lanes import Claim, LeaseLapsed
+from common.names import worker_id
+from worker.attempt import AttemptLog, Grant, emitted
+from worker.backend import Backend
+from worker.bell import Bell
+from worker.engine.protocol import Engine, Request
+from worker.lease import Lease
+from worker.publisher import AWAY, RETRY_S, Publisher
+
+_log = structlog.get_logger()
+
+
+class Runner:
+    """Claims and starts jobs for one worker; the publisher brings them to their end."""
+
+    def __init__(
+        self, backend: Backend, engine: Engine, publisher: Publisher, max_losses: int
+    ) -> None:
+        self.worker_id = worker_id()
+        self.draining = False
+        self.work = asyncio.Event()  # the bell rang, or a slot became free
+        self._backend = backend
+        self._engine = engine
+        self._publisher = publisher
+        self._max_losses = max_losses
+        self._starting: dict[str, Claim] = {}  # claimed, not yet given to the publisher
+        publisher.on_free = self.work.set
+
+    @property
+    def num_held(self) -> int:
+        """How many jobs this worker holds."""
+        return len(self._starting) + len(self._publisher.attempts)
+
+    async def run(self, capacity: int, poll_s: float) -> None:
+        """Claim and start jobs until the worker drains."""
+        async with asyncio.TaskGroup() as starts:
+            while not self.draining:
+                claims = await self._claim(capacity - self.num_held)
+                for claim in claims:
+                    if self._hold(claim):
+                        starts.create_task(self._begin(claim))
+                if not claims:
+                    await self._wait_for_work(poll_s)
+
+    async def drain(self, timeout_s: float, hurry: asyncio.Event) -> None:
+        """Stop claiming, let the running jobs finish in time, hand over the rest."""
+        self.draining = True
+        self.work.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.num_held and not hurry.is_set():
+                    await self._wait_for_work(RETRY_S)
+        except TimeoutError:
+            _log.info("drain_timeout", held=self.num_held)
+        await self._hand_over()
+
+    async def rejoin(self, lease: Lease, bell: Bell) -> None:
+        """Whenever the sweep has removed this worker: drop its jobs, come back under a new ID."""
+        while True:
+            await lease.lapsed.wait()
+            dropped = self._publisher.drop_all()
+            _log.warning("lease_lapsed", worker=self.worker_id, dropped=len(dropped))
+            self.worker_id = worker_id()
+            await bell.rename(self.worker_id)
+            lease.join_again()
+            await lease.joined.wait()
+
+    async def _hand_over(self) -> None:
+        for log in self._publisher.drop_all():
+            owner = log.grant.worker_id
+            await self._backend.store.requeue(log.job_id, owner, Retrying("drain"), lost=False)
+        await self._backend.lanes.hand_back(self.worker_id)
+
+    async def _claim(self, free: int) -> list[Claim]:
+        if free < 1:
+            return []
+        try:
+            await self._reconcile()
+            return await self._backend.lanes.claim(self.worker_id, free)
+        except LeaseLapsed:
+            return []  # not joined yet, or swept: the lease says which
+        except AWAY as error:
+            # The claim may have been applied and its reply lost: its entries must not be stuck.
+            self._publisher.reconcile.set()
+            _log.warning("claim_failed", error=str(error))
+            await asyncio.sleep(RETRY_S)
+            return []
+
+    async def _reconcile(self) -> None:
+        """Give back entries that this worker holds for jobs that it does not run."""
+        if not self._publisher.reconcile.is_set():
+            return
+        kept = set(self._starting) | set(self._publisher.attempts)
+        await self._backend.lanes.hand_back(self.worker_id, kept)
+        self._publisher.reconcile.clear()
+
+    async def _wait_for_work(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.work.wait()
+        except TimeoutError:
+            return
+        finally:
+            self.work.clear()
+
+    def _hold(self, claim: Claim) -> bool:
+        if claim.job_id in self._starting or claim.job_id in self._publisher.attempts:
+            _log.warning("claimed_twice", job=claim.job_id)
+            return False
+        self._starting[claim.job_id] = claim
+        return True
+
+    async def _begin(self, claim: Claim) -> None:
+        holder = self.worker_id
+        log = await self._start(claim, holder)
+        del self._starting[claim.job_id]
+        if log is None or holder != self.worker_id:
+            self.work.set()
+            return
+        self._publisher.add(log)
+        grant = log.grant
+        request = Request(
+            grant.request_id, grant.snapshot.record.spec, emitted(grant.snapshot.events)
+        )
+        self._engine.submit(request, self._publisher.sink(log))
+
+    async def _start(self, claim: Claim, holder: str) -> AttemptLog | None:
+        """Start the job, or end and release it where it must not start. Outlasts outages."""
+        while True:
+            try:
+                return await self._try_start(claim, holder)
+            except AWAY as error:
+                _log.warning("start_failed", job=claim.job_id, error=str(error))
+                await asyncio.sleep(RETRY_S)
+            except msgspec.MsgspecError as error:
+                await self._fail_unreadable(claim, error)
+
+    async def _try_start(self, claim: Claim, holder: str) -> AttemptLog | None:
+        store = self._backend.store
+        while True:
+            snapshot = await store.snapshot(claim.job_id)
+            if snapshot is None or snapshot.record.is_ended:
+                await self._backend.lanes.release(holder, claim)
+                return None
+            if await self._end_instead(snapshot, holder):
+                continue
+            record = snapshot.record
+            started = Started(holder, record.attempts + 1)
+            outcome, epoch, queue_s = await store.start(record, holder, started)
+            if outcome is Outcome.OK:
+                _log.info("job_started", job=record.id, attempt=started.attempt)
+                grant = Grant(claim, snapshot, epoch, started.attempt, queue_s, holder)
+                return AttemptLog(grant, started)
+
+    async def _end_instead(self, snapshot: Snapshot, holder: str) -> bool:
+        now_ms = await self._backend.registry.now_ms()
+        if choose_end(snapshot, now_ms, self._max_losses, holder) is None:
+            return False
+        await end_idle(
+            self._backend.store,
+            snapshot.record.id,
+            lambda latest: choose_end(latest, now_ms, self._max_losses, holder),
+        )
+        return True
+
+    async def _fail_unreadable(self, claim: Claim, error: msgspec.MsgspecError) -> None:
+        """End a job whose record this version cannot read: nobody else should trip over it."""
+        position = await self._backend.store.position(claim.job_id)
+        if position is None:
+            return
+        epoch, next_n, retention_ms = position
+        detail = f"The job's record cannot be read by this worker's version: {error}"
+        end = Failed(FinishReason.ERROR, error=ErrorInfo("record-unreadable", detail))
+        await self._backend.store.finish(claim.job_id, (epoch, next_n), end, retention_ms)

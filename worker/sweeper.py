@@ -1,0 +1,68 @@
+"""The sweep: what a dead worker held waits again, and overdue jobs get their end.
+
+One worker per model sweeps at a time, in bounded passes. A job's record and its lane entry live
+under two hash tags, so a sweeper that dies between them leaves a job ``running`` under a dead
+owner: ``start`` takes it over all the same.
+"""
+
+import asyncio
+import random
+
+import structlog
+
+from common.connections import UNAVAILABLE
+from common.endings import choose_end, end_idle
+from common.events import Retrying
+from worker.backend import Backend
+
+_log = structlog.get_logger()
+
+PASS_S = 1.0
+GRACE_MS = 2_000  # for the worker that runs an overdue job to end it with its own figures
+
+
+class Sweeper:
+    """Runs in every worker; does something in one of them."""
+
+    def __init__(self, backend: Backend, lease_s: float, max_losses: int) -> None:
+        self._backend = backend
+        self._lease_s = lease_s
+        self._max_losses = max_losses
+
+    async def run(self, worker_id: str) -> None:
+        """Sweep for ever, in a jittered rhythm."""
+        while True:
+            await asyncio.sleep(PASS_S * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            try:
+                if await self._backend.registry.take_sweep(self._backend.model, worker_id, PASS_S):
+                    await self.sweep()
+            except UNAVAILABLE as error:
+                _log.warning("sweep_failed", error=str(error))
+
+    async def sweep(self) -> None:
+        """Do one pass."""
+        for dead in await self._dead():
+            for job_id in await self._backend.lanes.sweep(dead):
+                _log.info("job_orphaned", job=job_id, worker=dead)
+                await self._backend.store.requeue(job_id, dead, Retrying("worker_lost"), lost=True)
+        await self._end_overdue()
+
+    async def _dead(self) -> list[str]:
+        """Return dead workers, none while the server is younger than a lease.
+
+        After a restart everybody's lease may look over before its owner could reconnect.
+        """
+        dead = await self._backend.registry.dead(self._backend.model)
+        if dead and await self._backend.registry.uptime_s() < self._lease_s:
+            return []
+        return dead
+
+    async def _end_overdue(self) -> None:
+        now_ms = await self._backend.registry.now_ms()
+        for job_id in await self._backend.lanes.overdue(now_ms - GRACE_MS):
+            await end_idle(
+                self._backend.store,
+                job_id,
+                lambda latest: choose_end(latest, now_ms, self._max_losses),
+            )
+            await self._backend.lanes.forget(job_id)
