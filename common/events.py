@@ -83,7 +83,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     detail: str
 
 
-class _Ended(_Event, frozen=True):
+class _Ended(_Event, frozen=True, omit_defaults=False):
     finish_reason: FinishReason
     is_eos: bool = False
     usage: Usage = Usage()

@@ -5,6 +5,7 @@ import sys
 from typing import TextIO
 
 import structlog
+from prometheus_client import disable_created_metrics
 
 
 def configure_logging(process: str, *, level: str, as_json: bool, stream: TextIO) -> None:
@@ -31,4 +32,5 @@ def configure_logging(process: str, *, level: str, as_json: bool, stream: TextIO
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+    disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series for no panel
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)

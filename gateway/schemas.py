@@ -32,7 +32,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     top_p: Annotated[float, Meta(gt=0, le=1, description="Nucleus sampling.")] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0 is off.")] = 0
     seed: Annotated[
-        Annotated[int, Meta(ge=0, lt=2**63)] | None,
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
         Meta(description="Same seed, same randomness; without it a random one."),
     ] = None
     stop: Annotated[

@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -71,8 +72,9 @@ async def _demo(settings: Settings, *, own_server: bool) -> None:
         request = JobRequest(
             messages=(Message("user", QUESTION),), max_tokens=_DEMO_TOKENS, temperature=0
         )
+        began = time.monotonic()
         job = await client.submit(request)
-        end, measured = await print_answer(client, job.id)
+        end, measured = await print_answer(client, job.id, began=began)
         note(f"\n{statistics(end, measured)}")
         require_completed(job.id, end)
         note("\nThat was a whole stack. Keep one running with `headrace up`.")

@@ -1,0 +1,43 @@
+# Everything a newcomer needs, on a machine with Python 3.11+, make and the package registries.
+#
+#   make demo     set up, start everything, stream one answer of a real model, stop
+#   make up       the same stack, until Ctrl-C
+#   make test     lint, types, import contracts, all tests against a real Valkey
+#   make check    lint, types, import contracts
+#   make bench    the benchmarks of bench/README.md
+#   make install  .venv in the checkout
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: install demo up test check bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt deploy/install.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) deploy/install.sh
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/headrace demo
+
+up: $(STAMP)
+	@$(BIN)/headrace up
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(BIN)/pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.relay
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
