@@ -1,6 +1,7 @@
 """What the gateway's JSON says, as types. Unknown fields are ignored, so newer gateways work."""
 
 from datetime import datetime
+
 import msgspec
 
 from common.events import ErrorInfo, Timings, Usage

@@ -1,9 +1,9 @@
 """``headrace gateway``: one gateway process."""
 
 import typer
-from gateway.main import serve
 
 from common.settings import load
+from gateway.main import serve
 from headrace.flags import GatewayFlags, given, unpacked
 
 app = typer.Typer(rich_markup_mode=None)

@@ -117,6 +117,6 @@ async def fake_gateway(*replies: Reply) -> AsyncIterator[FakeGateway]:
     """Run a gateway that gives these replies in order."""
     gateway = FakeGateway(replies)
     server = await asyncio.start_server(gateway.answer, "127.0.0.1", 0)
-    gateway.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    gateway.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield gateway

@@ -64,7 +64,9 @@ async def test_events_that_come_again_are_dropped() -> None:
 
 async def test_half_an_event_is_none() -> None:
     """What was cut inside a frame is asked for again."""
-    found, asked = await followed(stream(events(0, 1) + events(2)[:20], cut=True), stream(events(2)))
+    found, asked = await followed(
+        stream(events(0, 1) + events(2)[:20], cut=True), stream(events(2))
+    )
     assert found == list(enumerate(EVENTS))
     assert asked == ["", "1"]
 
@@ -110,7 +112,7 @@ async def test_an_unknown_job_is_refused_at_once() -> None:
     assert (refusal.value.type, refusal.value.request_id) == ("job-not-found", "req-1")
 
 
-@pytest.mark.parametrize("body", [b"data: {}\n\n", b"id: 0\ndata: {\"kind\":\"new\"}\n\n"])
+@pytest.mark.parametrize("body", [b"data: {}\n\n", b'id: 0\ndata: {"kind":"new"}\n\n'])
 async def test_an_event_that_cannot_be_read_is_an_error(body: bytes) -> None:
     """Nothing is skipped silently."""
     with pytest.raises(ProtocolError):
@@ -144,20 +146,20 @@ async def test_a_lost_answer_does_not_submit_twice() -> None:
 
 async def test_a_refusal_has_its_parts() -> None:
     """Type, detail, request and waiting time reach the caller."""
-    async with fake_gateway(problem(429, "too-many-jobs", "Retry-After: 5")) as gateway:
-        async with Client(gateway.url) as client:
-            with pytest.raises(ApiError, match=r"Do this. \(request req-1\)") as refusal:
-                await client.submit(JobRequest(prompt="Once"))
+    refused = problem(429, "too-many-jobs", "Retry-After: 5")
+    async with fake_gateway(refused) as gateway, Client(gateway.url) as client:
+        with pytest.raises(ApiError, match=r"Do this. \(request req-1\)") as refusal:
+            await client.submit(JobRequest(prompt="Once"))
     error = refusal.value
     assert (error.status, error.type, error.retry_after_s) == (429, "too-many-jobs", 5)
 
 
 async def test_a_proxys_page_is_a_refusal_too() -> None:
     """An error that is no problem document is shown, shortened."""
-    async with fake_gateway(Reply(b"<h1>Bad\nGateway</h1>", 502)) as gateway:
-        async with Client(gateway.url) as client:
-            with pytest.raises(ApiError, match="HTTP 502: <h1>Bad Gateway</h1>"):
-                await client.get(JOB)
+    page = Reply(b"<h1>Bad\nGateway</h1>", 502)
+    async with fake_gateway(page) as gateway, Client(gateway.url) as client:
+        with pytest.raises(ApiError, match="HTTP 502: <h1>Bad Gateway</h1>"):
+            await client.get(JOB)
 
 
 async def test_no_gateway_says_what_to_do() -> None:

@@ -55,7 +55,8 @@ def test_a_lock_that_a_child_holds_outlives_its_stack(tmp_path: Path) -> None:
 def test_an_unusable_directory_is_one_line(tmp_path: Path) -> None:
     """A file in the way stops the start."""
     (tmp_path / "file").touch()
-    with pytest.raises(StartupFailed, match="cannot use the data directory"), locked(
-        tmp_path / "file"
+    with (
+        pytest.raises(StartupFailed, match="cannot use the data directory"),
+        locked(tmp_path / "file"),
     ):
         pass

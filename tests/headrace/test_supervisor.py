@@ -47,14 +47,24 @@ class Children:
 
 @pytest.fixture
 def children(tmp_path: Path) -> Children:
+    """Children of this test."""
     return Children(tmp_path)
 
 
 @pytest.fixture
 async def supervisor(children: Children) -> AsyncIterator[Supervisor]:
+    """A supervisor whose start is over."""
     async with supervising(children.said.append, FAST) as supervisor:
         supervisor.settle()
         yield supervisor
+
+
+async def run_until_failure(children: Children, *specs: ChildSpec) -> None:
+    """Supervise until one of the children cannot start."""
+    async with supervising(children.said.append, FAST) as supervisor:
+        for spec in specs:
+            supervisor.start(spec)
+        await asyncio.Event().wait()
 
 
 def is_alive(pid: int) -> bool:
@@ -132,20 +142,17 @@ async def test_a_child_that_ignores_sigterm_is_killed(children: Children) -> Non
 async def test_a_failed_start_ends_the_block(children: Children) -> None:
     """Code 3 before the stack was ready stops everything, with the child's own line."""
     code = "print('noise'); print('headrace: no such model'); raise SystemExit(3)"
+    healthy, failing = children.spec("b", WAIT_FOR_TERM), children.spec("a", code)
     with pytest.raises(StartupFailed, match="a did not start: no such model"):
-        async with supervising(children.said.append, FAST) as supervisor:
-            supervisor.start(children.spec("b", WAIT_FOR_TERM))
-            supervisor.start(children.spec("a", code))
-            await asyncio.Event().wait()
+        await run_until_failure(children, healthy, failing)
     assert children.said == []
 
 
 async def test_crashes_while_starting_end_the_block(children: Children) -> None:
     """A child that cannot come up is not restarted for ever."""
+    crashing = children.spec("a", "print('boom'); raise SystemExit(1)")
     with pytest.raises(StartupFailed, match="a ended with code 1 3 times while starting: boom"):
-        async with supervising(children.said.append, FAST) as supervisor:
-            supervisor.start(children.spec("a", "print('boom'); raise SystemExit(1)"))
-            await asyncio.Event().wait()
+        await run_until_failure(children, crashing)
     assert len(children.said) == 2
 
 

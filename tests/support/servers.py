@@ -17,14 +17,9 @@ STOP_S = 20.0
 
 _POLL_S = 0.01
 _FLAGS = [
-    "--bind",
-    "127.0.0.1",
-    "--appendonly",
-    "yes",
-    "--appendfsync",
-    "everysec",
-    "--maxmemory-policy",
-    "noeviction",
+    *("--bind", "127.0.0.1"),
+    *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+    *("--maxmemory-policy", "noeviction"),
 ]
 
 
@@ -75,8 +70,8 @@ class Server:
 
     def __init__(self, binary: Path, data_dir: Path, *flags: str) -> None:
         self.port = _free_port()
-        self._command = [str(binary), "--port", str(self.port), "--dir", str(data_dir), *_FLAGS]
-        self._command += ["--save", "", *flags]
+        place = ["--port", str(self.port), "--dir", str(data_dir)]
+        self._command = [str(binary), *place, *_FLAGS, *flags]
         self._log = data_dir / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -49,7 +49,7 @@ class TextStream:
     def flush(self) -> str:
         """Return what was held back for a stop string that can no longer come.
 
-        An incomplete character stays unsaid.
+        An incomplete character stays unsaid, and so does what its token has before it.
         """
         text, self.held = self.held, ""
         return text
