@@ -1,7 +1,7 @@
 """Every key, group and channel in Redis: its type, its owner and how long it lives.
 
 ``{…}`` is the cluster's hash tag: no script touches two tags. ``JOB``, ``MODEL``, ``TENANT`` and
-``WORKER`` are names that passed :func:`common.names.check_name`, so no key can be forged.
+``WORKER`` are names that passed :func:`common.names.is_name`, so no key can be forged.
 
 ==============================  ========  ====================================  ==================
 key                             type      what                                  lives

@@ -41,5 +41,5 @@ def idempotent_job_id(secret: bytes, tenant: str, idempotency_key: str) -> str:
 
 def worker_id() -> str:
     """Return a fresh worker ID. Each incarnation of a worker has its own."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40].strip("-") or "host"
     return f"{host}-{secrets.token_hex(4)}"

@@ -27,7 +27,8 @@ ENV PYTHONUNBUFFERED=1 HEADRACE_HOST=0.0.0.0 HEADRACE_PORT=8700
 USER 10001
 EXPOSE 8700
 STOPSIGNAL SIGTERM
+# Not /readyz: without a ready worker a gateway is healthy all the same, and its jobs wait.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=15s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['HEADRACE_PORT'] + '/readyz', timeout=4)"]
+  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['HEADRACE_PORT'] + '/healthz', timeout=4)"]
 ENTRYPOINT ["headrace"]
 CMD ["gateway"]

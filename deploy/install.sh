@@ -22,8 +22,10 @@ echo "Setting up $VENV (a few minutes the first time, seconds after that)"
 step 1 "a virtual environment"
 "$PYTHON" -m venv "$VENV"
 step 2 "torch, 200 MB"
-pip install --quiet --progress-bar "$bar" -c constraints.txt \
-  ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
+if [ -n "$TORCH_INDEX" ]; then # the build from there, its dependencies from the usual place
+  pip install --quiet --progress-bar "$bar" --no-deps --index-url "$TORCH_INDEX" torch==2.13.0
+fi
+pip install --quiet --progress-bar "$bar" -c constraints.txt torch==2.13.0
 step 3 "headrace and its libraries"
 pip install --quiet --progress-bar "$bar" -c constraints.txt -e '.[worker,dev]'
 step 4 "the weights of SmolLM2-135M-Instruct, 90 MB"

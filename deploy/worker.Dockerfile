@@ -46,7 +46,7 @@ STOPSIGNAL SIGTERM
 # Healthy is a worker of this host with a lease in Redis and a loaded model: what `up --wait` waits
 # for. A first start converts the model, hence the long start period.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 \
-  CMD ["python", "-c", "import asyncio, socket; \
+  CMD ["python", "-c", "import asyncio, socket, sys; \
     from common.connections import command_client; \
     from common.keys import Keys; \
     from common.registry import Registry; \
@@ -54,6 +54,6 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 \
     settings = load(); \
     registry = Registry(command_client(settings.redis), Keys(settings.key_prefix)); \
     here = [w.info for w in asyncio.run(registry.workers()) if w.info.host == socket.gethostname()]; \
-    assert any(info.state != 'loading' for info in here), 'no worker of this host is ready'"]
+    sys.exit(not any(info.state != 'loading' for info in here))"]
 ENTRYPOINT ["headrace"]
 CMD ["worker"]

@@ -57,9 +57,10 @@ def progress(first: str) -> Iterator[Show]:
         yield _Lines().show
         return
     from rich.console import Console  # noqa: PLC0415 - only people wait for a spinner
+    from rich.text import Text  # noqa: PLC0415 - no markup: a path may have brackets
 
     with Console(stderr=True).status(first) as status:
-        yield status.update
+        yield lambda text: status.update(Text(text))
 
 
 class _Lines:

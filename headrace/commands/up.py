@@ -2,10 +2,10 @@
 
 import asyncio
 import shlex
+import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import typer
@@ -25,7 +25,7 @@ from headrace.views import JobRequest
 app = typer.Typer(rich_markup_mode=None)
 
 QUESTION = "Why do rivers meander?"
-_DEMO_TOKENS = 80
+_DEMO = JobRequest(messages=(Message("user", QUESTION),), max_tokens=80, temperature=0)
 _STOPPING = "Stopping: running jobs finish or are handed over; Ctrl-C again does not wait"
 
 
@@ -48,9 +48,10 @@ def demo(flags: StackFlags) -> None:
 
     Uses a free port and a temporary data directory unless told otherwise.
     """
-    with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
-        values = {"port": 0, "data_dir": Path(folder)} | given(flags)
-        asyncio.run(_demo(load(values), own_server=_wants_server(flags)))
+    folder = tempfile.mkdtemp(prefix="headrace-demo-")
+    values = {"port": 0, "data_dir": Path(folder)} | given(flags)
+    asyncio.run(_demo(load(values), own_server=_wants_server(flags)))
+    shutil.rmtree(folder)  # not after an error: the logs say why
 
 
 def _wants_server(flags: StackFlags) -> bool:
@@ -58,41 +59,41 @@ def _wants_server(flags: StackFlags) -> bool:
 
 
 async def _up(settings: Settings, *, own_server: bool) -> None:
-    async with _ready_stack(settings, own_server=own_server) as (stack, workers):
+    async def wait(stack: Stack, workers: list[LiveWorker]) -> None:
         note(_banner(stack, workers, own_server=own_server))
-        await asyncio.get_running_loop().create_future()  # until a signal comes
+        await asyncio.Event().wait()  # until a signal comes
+
+    await _with_stack(settings, wait, own_server=own_server)
 
 
 async def _demo(settings: Settings, *, own_server: bool) -> None:
-    async with (
-        _ready_stack(settings, own_server=own_server) as (stack, _),
-        Client(stack.url) as client,
-    ):
+    async def ask(stack: Stack, _workers: list[LiveWorker]) -> None:
         note(f"\n> {QUESTION}\n")
-        request = JobRequest(
-            messages=(Message("user", QUESTION),), max_tokens=_DEMO_TOKENS, temperature=0
-        )
-        began = time.monotonic()
-        job = await client.submit(request)
-        end, measured = await print_answer(client, job.id, began=began)
+        async with Client(stack.url) as client:
+            began = time.monotonic()
+            job = await client.submit(_DEMO)
+            end, measured = await print_answer(client, job.id, began=began)
         note(f"\n{statistics(end, measured)}")
         require_completed(job.id, end)
         note("\nThat was a whole stack. Keep one running with `headrace up`.")
 
+    await _with_stack(settings, ask, own_server=own_server)
 
-@asynccontextmanager
-async def _ready_stack(
-    settings: Settings, *, own_server: bool
-) -> AsyncIterator[tuple[Stack, list[LiveWorker]]]:
-    """Give a stack that takes jobs. The first signal ends the block without an error."""
+
+async def _with_stack(
+    settings: Settings,
+    use: Callable[[Stack, list[LiveWorker]], Awaitable[None]],
+    *,
+    own_server: bool,
+) -> None:
+    """Use a stack that takes jobs. A signal is a good end, at any moment."""
     with StopSignals() as stop:
         try:
             async with local_stack(settings, note, own_server=own_server) as stack:
-                stop.force = stack.kill
-                stop.say = lambda: note(_STOPPING)
+                stop.say, stop.force = lambda: note(_STOPPING), stack.kill
                 with progress("Starting") as show:
                     workers = await stack.ready(show)
-                yield stack, workers
+                await use(stack, workers)
         except asyncio.CancelledError:
             if not stop.received:
                 raise

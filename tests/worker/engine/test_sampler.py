@@ -43,7 +43,8 @@ def test_top_k_keeps_the_k_most_likely() -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.01, {0}), (0.5, {0}), (0.51, {0, 1}), (0.8, {0, 1}), (0.81, {0, 1, 2})]
+    ("top_p", "kept"),
+    [(0.01, {0}), (0.49, {0}), (0.51, {0, 1}), (0.79, {0, 1}), (0.81, {0, 1, 2})],
 )
 def test_top_p_keeps_the_fewest_that_have_the_mass(top_p: float, kept: set[int]) -> None:
     """The nucleus is the smallest set of likely tokens with at least that probability."""

@@ -20,7 +20,7 @@ _TEMPLATE = (
 
 def save_tiny_model(directory: Path, *, chat_template: str | None = _TEMPLATE) -> None:
     """Write a Llama of two layers with a byte-level BPE tokeniser."""
-    tokenizer = _make_tokenizer()
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = chat_template
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -41,7 +41,8 @@ def save_tiny_model(directory: Path, *, chat_template: str | None = _TEMPLATE) -
     tokenizer.save_pretrained(directory)
 
 
-def _make_tokenizer() -> Any:
+def make_tokenizer() -> Any:
+    """Return a byte-level BPE tokeniser that knows a few words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

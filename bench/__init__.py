@@ -1,0 +1,1 @@
+"""Benchmarks: each is a program, ``python -m bench.NAME``; README.md has what they measured."""

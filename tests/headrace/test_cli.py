@@ -1,0 +1,109 @@
+"""The command line as a whole: what there is, and how it ends."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+from common.settings import Settings
+from headrace.cli import COMMANDS, app
+from headrace.commands import gateway, worker
+
+Headrace = Callable[..., Result]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(headrace: Headrace, command: str) -> None:
+    """The command's help begins with the line that the overview has for it."""
+    overview = " ".join(headrace("--help").output.split())
+    assert f"{command} {COMMANDS[command][1]}" in overview
+    result = headrace(command, "--help")
+    assert result.exit_code == 0
+    assert COMMANDS[command][1] in result.output
+
+
+def test_the_overview_imports_no_command() -> None:
+    """``headrace --help`` is quick, because it loads nothing of what a command needs."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from headrace.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print(sorted({'httpx2', 'pydantic', 'redis', 'rich', 'torch'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert answer.stdout.strip() == b"[]"
+
+
+def test_version(headrace: Headrace) -> None:
+    """The version is one line."""
+    result = headrace("--version")
+    assert (result.exit_code, result.output) == (0, "headrace 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jbos"], "Did you mean 'jobs'?"),
+        (["run"], "Missing argument"),
+        (["jobs", "--limit", "0"], "--limit"),
+        (["up", "--engine", "magic"], "--engine"),
+        (["run", "hi", "--raw", "--system", "x"], "leave --raw out"),
+    ],
+)
+def test_wrong_usage_is_code_2(headrace: Headrace, arguments: list[str], said: str) -> None:
+    """The message names what is wrong."""
+    result = headrace(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_failed_start_is_code_3(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong setting stops every process with one line and no traceback."""
+    monkeypatch.setenv("HEADRACE_PORT", "high")
+    for command in ("gateway", "worker", "up"):
+        result = headrace(command)
+        assert result.exit_code == 3
+        assert result.output.startswith("headrace: HEADRACE_PORT = 'high': ")
+        assert result.output.count("\n") == 1
+
+
+def test_the_processes_get_the_flags(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags become settings, and the process's exit code is the command's."""
+    seen: list[Settings] = []
+
+    def process(code: int) -> Callable[[Settings], int]:
+        def serve(settings: Settings) -> int:
+            seen.append(settings)
+            return code
+
+        return serve
+
+    monkeypatch.setattr(gateway, "serve", process(0))
+    monkeypatch.setattr(worker, "serve", process(1))
+    assert headrace("gateway", "--port", "0", "--insecure").exit_code == 0
+    assert headrace("worker", "--engine", "fake", "--capacity", "9").exit_code == 1
+    assert (seen[0].port, seen[0].insecure) == (0, True)
+    assert (seen[1].engine, seen[1].capacity) == ("fake", 9)
+
+
+def test_a_missing_library_is_a_failed_start(
+    headrace: Headrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's extra is named where it is needed."""
+
+    def serve(_settings: object) -> int:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(worker, "serve", serve)
+    result = headrace("worker")
+    assert result.exit_code == 3
+    assert result.output == (
+        "headrace: the local engine needs torch: pip install 'headrace[worker]'\n"
+    )
+
+
+def test_the_app_is_one(headrace: Headrace) -> None:
+    """Every command of the table exists in its module, and no module hides another one."""
+    assert app.info.name == "headrace"
+    assert headrace().exit_code == 2

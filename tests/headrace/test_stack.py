@@ -1,0 +1,122 @@
+"""The local stack, for real: a server, a gateway and two workers with the fake engine."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from common.errors import StartupFailed
+from common.events import Tokens
+from common.settings import Settings
+from headrace.client import Client
+from headrace.data_dir import running_stack
+from headrace.stack import local_stack
+from headrace.views import JobRequest
+from tests.support.waiting import eventually, within
+
+Headrace = Callable[..., Result]
+
+
+def settings(folder: Path, **changes: object) -> Settings:
+    """Return settings of a stack that starts quickly."""
+    base = {"engine": "fake", "data_dir": folder, "port": 0, "fake_tokens_per_s": 0}
+    return Settings.model_validate(base | changes)
+
+
+def ignore(_line: str) -> None:
+    """Say nothing."""
+
+
+@pytest.mark.anyio
+async def test_a_stack_answers_and_leaves_nothing(tmp_path: Path) -> None:
+    """A job runs, then every process is gone and the directory is free."""
+    async with local_stack(settings(tmp_path, workers=2), ignore, own_server=True) as stack:
+        async with within(60):
+            workers = await stack.ready(ignore)
+        assert len(workers) == 2
+        async with Client(stack.url) as client:
+            job = await client.submit(JobRequest(prompt="Once", max_tokens=5))
+            log = [event async for _, event in client.follow(job.id)]
+        assert sum(len(event.ids) for event in log if isinstance(event, Tokens)) == 5
+    for live in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(live.info.pid, 0)
+    async with local_stack(settings(tmp_path, workers=0), ignore, own_server=True) as stack:
+        async with within(60):
+            assert await stack.ready(ignore) == []
+        async with Client(stack.url) as client:
+            assert (await client.get(job.id)).usage is not None  # it survived the restart
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_cannot_start_stops_the_stack(tmp_path: Path) -> None:
+    """The worker's own line is the stack's."""
+    wrong = settings(tmp_path, engine="local", model="/no/such/model")
+    with pytest.raises(StartupFailed, match=r"worker-1 did not start: .*/no/such/model"):
+        async with local_stack(wrong, ignore, own_server=True), within(60):
+            await asyncio.Event().wait()
+
+
+def start_up(folder: Path) -> subprocess.Popen[str]:
+    """Start ``headrace up`` as a user does."""
+    options = ["--engine", "fake", "--port", "0", "--data-dir", str(folder)]
+    command = [sys.executable, "-m", "headrace", "up", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.anyio
+async def test_ctrl_c_while_starting_is_a_good_end(tmp_path: Path) -> None:
+    """Nobody has to wait for a model to stop it."""
+
+    async def is_starting() -> bool:
+        return running_stack(tmp_path) is not None and (tmp_path / "logs" / "worker-1.log").exists()
+
+    with start_up(tmp_path) as process:
+        await eventually(is_starting)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 0
+    assert said.startswith("Stopping")
+    assert said.count("\n") == 1
+    assert running_stack(tmp_path) is None
+
+
+def test_up_ends_well_on_ctrl_c(tmp_path: Path) -> None:
+    """One banner, one way out, code 0, nothing left."""
+    with start_up(tmp_path) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("Ctrl-C"):
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+    banner = "".join(said)
+    assert banner.startswith("Headrace is ready at http://127.0.0.1:")
+    assert "SmolLM2-135M-Instruct on cpu" in banner
+    assert str(tmp_path / "logs") in banner
+
+
+def test_demo_streams_and_stops(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is on standard output, everything else beside it."""
+    monkeypatch.setenv("HEADRACE_FAKE_TOKENS_PER_S", "0")
+    result = headrace("demo", "--engine", "fake")
+    assert result.exit_code == 0
+    assert len(result.stdout) > 20
+    assert "80 new tokens" in result.stderr
+    assert "headrace up" in result.stderr
+
+
+def test_up_without_its_server_fails(headrace: Headrace, tmp_path: Path) -> None:
+    """A server that the user names is not replaced by an own one."""
+    result = headrace(
+        "up", "--redis", "redis://127.0.0.1:1", "--port", "0", "--data-dir", str(tmp_path)
+    )
+    assert result.exit_code == 3
+    assert "no Redis answers at redis://127.0.0.1:1" in result.stderr

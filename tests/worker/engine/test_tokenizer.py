@@ -1,0 +1,71 @@
+"""The tokeniser's incremental decoder against its decoding of the whole."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from common.jobs import JobSpec, Message
+from tests.worker.engine.tiny import EOS, make_tokenizer
+from worker.engine.text import TextStream
+from worker.engine.tokenizer import Tokenizer
+
+BACKEND = make_tokenizer()
+TOKENIZER = Tokenizer(BACKEND)
+
+
+def _spec(prompt: str) -> JobSpec:
+    return JobSpec(model="tiny", max_tokens=1, prompt=prompt)
+
+
+@given(st.text("the river é水🌊", max_size=40))
+def test_text_survives_the_round_trip(text: str) -> None:
+    """Encoded and decoded piece by piece, any text comes back whole."""
+    stream = TextStream(TOKENIZER.step())
+    pieces = [stream.push(token_id) for token_id in TOKENIZER.encode(_spec(text))]
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+
+
+@given(st.lists(st.integers(0, len(BACKEND) - 1), max_size=30))
+def test_any_ids_decode_to_the_start_of_the_whole(ids: list[int]) -> None:
+    """Whatever a model makes, what is released is what the whole begins with."""
+    step = TOKENIZER.step()
+    released = "".join(map(step, ids))
+    whole = str(BACKEND.decode(ids, skip_special_tokens=True))
+    assert whole.startswith(released)
+    assert released == whole or whole.endswith("\ufffd")
+
+
+def test_special_tokens_have_no_text() -> None:
+    """They are skipped in the middle of a text too."""
+    ids = TOKENIZER.encode(_spec(f"the{EOS}river"))
+    assert "".join(map(TOKENIZER.step(), ids)) == "theriver"
+
+
+def test_threads_encode_at_once(tmp_path: Path) -> None:
+    """One tokeniser serves many threads, even if it was saved with truncation and padding."""
+    backend = make_tokenizer()
+    backend.backend_tokenizer.enable_truncation(3)
+    backend.backend_tokenizer.enable_padding(length=50)
+    backend.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+    specs = [_spec("the river " * n) for n in range(1, 60)]
+    with ThreadPoolExecutor(8) as pool:
+        encoded = list(pool.map(tokenizer.encode, specs))
+    assert encoded == [TOKENIZER.encode(spec) for spec in specs]
+
+
+@pytest.mark.parametrize("content", ["hi", "水"])
+def test_messages_are_rendered_with_the_assistants_turn(content: str) -> None:
+    """The template's own special tokens are in the IDs once."""
+    backend = make_tokenizer()
+    backend.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.has_chat_template
+    spec = JobSpec(model="tiny", max_tokens=1, messages=(Message("user", content),))
+    assert tokenizer.encode(spec) == TOKENIZER.encode(_spec(f"<|user|>{content}"))
+    assert not TOKENIZER.has_chat_template
