@@ -12,7 +12,7 @@ import uvicorn
 import uvloop
 from redis.asyncio import Redis
 
-from common.connections import UNAVAILABLE, command_client, pubsub_client
+from common.connections import command_client, pubsub_client
 from common.errors import StartupFailed
 from common.job_store import JobStore
 from common.keys import Keys
@@ -24,12 +24,12 @@ from gateway.doorbell import Doorbell
 from gateway.metrics import Metrics
 from gateway.protocol import CuttableProtocol
 from gateway.relay import Relay
+from gateway.secret import SharedSecret
 from gateway.services import Services
 from gateway.streams import Streams
 
 _log = structlog.get_logger()
 
-WAIT_S = 1.0
 BACKLOG = 2048
 
 
@@ -97,7 +97,7 @@ class Gateway:
     async def run(self, listener: socket.socket) -> int:
         """Serve until a signal; a background task that dies takes the process with it, loudly."""
         background = asyncio.gather(self._relay.run(), self._streams.run())
-        server = Server(self._config(await self._services()), self._streams)
+        server = Server(self._config(self._services()), self._streams)
         background.add_done_callback(lambda _: server.stop())
         _log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
         try:
@@ -109,7 +109,7 @@ class Gateway:
             await asyncio.gather(background, return_exceptions=True)
         return 0
 
-    async def _services(self) -> Services:
+    def _services(self) -> Services:
         return Services(
             settings=self._settings,
             keys=self._keys,
@@ -119,20 +119,8 @@ class Gateway:
             relay=self._relay,
             streams=self._streams,
             metrics=Metrics(),
-            secret=await self._shared_secret(),
+            secret=SharedSecret(self._redis, self._keys),
         )
-
-    async def _shared_secret(self) -> bytes:
-        """Return the fleet's secret; waits for Redis and says so."""
-        while True:
-            try:
-                await self._redis.set(self._keys.secret, secrets.token_bytes(32), nx=True)
-                found = await self._redis.get(self._keys.secret)
-            except UNAVAILABLE as error:
-                _log.warning("waiting_for_redis", error=str(error))
-                await asyncio.sleep(WAIT_S)
-            else:
-                return bytes(found)
 
     def _config(self, services: Services) -> uvicorn.Config:
         settings = self._settings

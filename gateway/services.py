@@ -11,6 +11,7 @@ from common.registry import Registry
 from common.settings import Settings
 from gateway.metrics import Metrics
 from gateway.relay import Relay
+from gateway.secret import SharedSecret
 from gateway.streams import Streams
 
 TENANT = "default"
@@ -19,7 +20,7 @@ TENANT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One gateway's parts. ``secret`` keys the fleet's idempotent job IDs."""
+    """One gateway's parts."""
 
     settings: Settings
     keys: Keys
@@ -29,7 +30,7 @@ class Services:
     relay: Relay
     streams: Streams
     metrics: Metrics
-    secret: bytes
+    secret: SharedSecret
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -39,7 +39,7 @@ async def accept(
     check_job_request(request)
     job_id = random_job_id()
     if idempotency_key is not None:
-        job_id = idempotent_job_id(services.secret, tenant, idempotency_key)
+        job_id = idempotent_job_id(await services.secret.get(), tenant, idempotency_key)
     spec = _spec(request, await _choose_model(services, request.model), services)
     lanes = Lanes(services.redis, services.keys, spec.model)
     await _admit(services, lanes, job_id if idempotency_key else None)

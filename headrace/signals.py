@@ -16,10 +16,9 @@ class StopSignals:
     the end was asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[], None] | None = None) -> None:
         self.received = False
-        self.say: Callable[[], None] | None = None
-        """Called at the first signal."""
+        self._say = say  # called at the first signal
         self.force: Callable[[], None] | None = None
         """Called at every later one."""
         self._task: asyncio.Task[object] | None = None
@@ -44,8 +43,8 @@ class StopSignals:
     def _on_signal(self) -> None:
         if not self.received:
             self.received = True
-            if self.say is not None:
-                self.say()
+            if self._say is not None:
+                self._say()
             if self._task is not None:
                 self._task.cancel()
         elif self.force is not None:

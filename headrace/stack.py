@@ -46,6 +46,7 @@ class Stack:
 
     async def ready(self, show: Show) -> list[LiveWorker]:
         """Return the workers once all are loaded and the gateway takes jobs; shows what it does."""
+        await embedded.wait_ready(self.settings.redis)
         redis = command_client(self.settings.redis, max_connections=1)
         registry = Registry(redis, Keys(self.settings.key_prefix))
         try:
@@ -105,7 +106,6 @@ async def local_stack(settings: Settings, say: Show, *, own_server: bool) -> Asy
             # Nobody waits for the server: it is there before Python has imported the others.
             for spec in _children(settings, data_dir):
                 supervisor.start(spec)
-            await embedded.wait_ready(settings.redis)
             yield Stack(settings, data_dir, supervisor)
 
 

@@ -87,10 +87,10 @@ async def _with_stack(
     own_server: bool,
 ) -> None:
     """Use a stack that takes jobs. A signal is a good end, at any moment."""
-    with StopSignals() as stop:
+    with StopSignals(lambda: note(_STOPPING)) as stop:
         try:
             async with local_stack(settings, note, own_server=own_server) as stack:
-                stop.say, stop.force = lambda: note(_STOPPING), stack.kill
+                stop.force = stack.kill
                 with progress("Starting") as show:
                     workers = await stack.ready(show)
                 await use(stack, workers)

@@ -161,7 +161,7 @@ async def test_start_drops_a_job_past_its_deadline(
 ) -> None:
     """A job whose deadline passed in the queue is not begun."""
     job = await submit(store)
-    await redis.hset(keys.job(job.id).record, "deadline_ms", job.created_ms)  # type: ignore[misc]
+    await redis.hset(keys.job(job.id).record, "deadline_ms", "1")  # type: ignore[misc]
     outcome, _, _ = await store.start(job, "w1", Started("w1", 1))
     assert outcome is Outcome.EXPIRED
 
@@ -346,5 +346,5 @@ async def test_a_snapshot_is_the_record_and_its_log(store: JobStore) -> None:
         Started("w1", 1),
         Tokens(0, (1,), "a"),
     )
-    assert snapshot.payloads == tuple(map(encode_event, snapshot.events))
+    assert snapshot.payloads == tuple(encode_event(event) for event in snapshot.events)
     assert await store.snapshot("job_x") is None

@@ -74,7 +74,7 @@ class LocalEngine:
         # Every request that has not ended, by its ID. What arrives for others is discarded.
         self._runs: dict[str, _Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
-        # Set when the engine's thread died, then ``_cause`` says of what.
+        # Set when the engine cannot go on, then ``_cause`` says why.
         self._failed = asyncio.Event()
         self._cause: BaseException | None = None
         self._is_closed = False
@@ -121,9 +121,9 @@ class LocalEngine:
         return EngineStats(num_running, num_runs - num_running, self._meter.rate())
 
     async def wait_failed(self) -> None:
-        """Wait for the end of the engine's thread, and raise what ended it."""
+        """Wait until the engine's thread or one of its sinks breaks, and say how."""
         await self._failed.wait()
-        raise EngineFailed(f"The engine's thread ended: {self._cause!r}") from self._cause
+        raise EngineFailed(f"The local engine failed: {self._cause!r}") from self._cause
 
     async def close(self) -> None:
         """Stop after the current step; a model that is still being loaded is left alone."""
@@ -160,17 +160,25 @@ class LocalEngine:
     def _on_made(self, made: list[Made]) -> None:
         """Hand out what one step made."""
         self._meter.add(sum(isinstance(output, int) for _, output in made))
-        for request_id, output in made:
-            run = self._runs.get(request_id)
-            if run is None or run.answer is None:
-                continue
-            match output:
-                case int():
-                    self._take(run, run.answer, (output,))
-                case Prefilled():
-                    run.sink(output)
-                case Refused():
-                    self._end(run, output)
+        try:
+            for request_id, output in made:
+                self._hand_out(request_id, output)
+        except Exception as error:
+            # A sink broke, and the rest of the step is lost: nobody may take it for complete.
+            self._fail(error)
+            raise
+
+    def _hand_out(self, request_id: str, output: Prefilled | Refused | int) -> None:
+        run = self._runs.get(request_id)
+        if run is None or run.answer is None:
+            return
+        match output:
+            case int():
+                self._take(run, run.answer, (output,))
+            case Prefilled():
+                run.sink(output)
+            case Refused():
+                self._end(run, output)
 
     def _take(self, run: _Run, answer: Answer, ids: tuple[int, ...]) -> None:
         delta = answer.take(ids)
@@ -191,11 +199,15 @@ class LocalEngine:
             run.sink(Finished(FinishReason.CANCELLED))
 
     def _on_thread_ended(self, ended: asyncio.Future[None]) -> None:
-        self._cause = ended.exception()
-        if self._cause is not None:
-            self._failed.set()
-            for run in list(self._runs.values()):
-                self._end(run, _ENGINE_FAILED)
+        error = ended.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, cause: BaseException) -> None:
+        self._cause = cause
+        self._failed.set()
+        for run in list(self._runs.values()):
+            self._end(run, _ENGINE_FAILED)
 
 
 def _read_model(

@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 
 # Prompt tokens per forward pass: many enough to keep the processor busy, few enough that those
 # who decode beside it do not wait long for their next token.
-PREFILL_CHUNK_LEN = 512
+PREFILL_CHUNK_LEN = 256
 
 
 class ModelRunner:

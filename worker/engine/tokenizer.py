@@ -8,6 +8,25 @@ from common.jobs import JobSpec, Message
 from worker.engine.text import Step
 
 
+class _IncrementalDecoder:
+    """A ``DecodeStream`` that survives what no text has.
+
+    Where bytes are tokens, an invalid one changes how the valid ones before it decode, and the
+    stream refuses to go on. It then starts anew, so what it says is a function of the IDs still.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def __call__(self, token_id: int) -> str:
+        try:
+            return self._stream.step(self._backend, token_id) or ""
+        except Exception:  # noqa: BLE001 - tokenizers raises nothing narrower
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return self._stream.step(self._backend, token_id) or ""
+
+
 class Tokenizer:
     """A fast tokeniser of transformers, safe to use from several threads at once.
 
@@ -40,8 +59,7 @@ class Tokenizer:
 
     def step(self) -> Step:
         """Return an incremental decoder, which skips special tokens."""
-        stream = DecodeStream(skip_special_tokens=True)
-        return lambda token_id: stream.step(self._backend, token_id) or ""
+        return _IncrementalDecoder(self._backend)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # ``encode`` would keep the interpreter's lock, for seconds where the prompt has megabytes.

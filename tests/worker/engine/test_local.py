@@ -18,7 +18,7 @@ from tests.worker.engine.recorder import CANCELLED, EOS, FRESH, LENGTH, STOP, Re
 from tests.worker.engine.tiny import CONTEXT_LEN, save_tiny_model
 from worker.engine.local import LocalEngine
 from worker.engine.options import EngineOptions
-from worker.engine.protocol import Delta, Emitted, Request
+from worker.engine.protocol import Delta, Emitted, Output, Request
 from worker.engine.sequence import Sequence
 
 pytestmark = pytest.mark.anyio
@@ -315,6 +315,27 @@ async def test_a_dead_engine_thread_fails_everyone(
     answers.append(_submit(engine, _make_spec(), "j:late"))
     for answer in answers:
         assert (await answer.refused()).type == "engine-failed"
+
+
+async def test_a_broken_sink_fails_the_engine(engine: LocalEngine) -> None:
+    """A step that cannot be handed out whole is no silent loss for the others."""
+    loop = asyncio.get_running_loop()
+    reported: list[object] = []
+    loop.set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
+    error = ValueError("broken sink")
+
+    def broken(_output: Output) -> None:
+        raise error
+
+    other = _submit(engine, _make_spec(max_tokens=180), "j:other")
+    await other.has_ids(1)
+    engine.submit(Request("j:broken", _make_spec()), broken)
+    with pytest.raises(EngineFailed) as caught:
+        async with asyncio.timeout(30):
+            await engine.wait_failed()
+    assert caught.value.__cause__ is error
+    assert (await other.refused()).type == "engine-failed"
+    loop.set_exception_handler(None)
 
 
 async def test_after_close_nothing_is_delivered(tiny_model: Path) -> None:

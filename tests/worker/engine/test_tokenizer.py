@@ -4,9 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.jobs import JobSpec, Message
 from tests.worker.engine.tiny import EOS, make_tokenizer
@@ -38,6 +40,28 @@ def test_any_ids_decode_to_the_start_of_the_whole(ids: list[int]) -> None:
     whole = str(BACKEND.decode(ids, skip_special_tokens=True))
     assert whole.startswith(released)
     assert released == whole or whole.endswith("\ufffd")
+
+
+def _make_byte_fallback() -> Tokenizer:
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁the", "▁", "river"]
+    vocab = {word: token_id for token_id, word in enumerate(words)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))  # type: ignore[no-untyped-call]
+
+
+BYTE_FALLBACK = _make_byte_fallback()
+
+
+@given(st.lists(st.integers(0, 259), max_size=30))
+@example([0x38, 257, 0x53, 0xF5, 0xA3, 257])  # refused by a bare DecodeStream
+def test_bytes_that_are_no_text_stop_nothing(ids: list[int]) -> None:
+    """Where bytes are tokens, any of them can be decoded, and again to the same."""
+    once, again = BYTE_FALLBACK.step(), BYTE_FALLBACK.step()
+    assert [once(token_id) for token_id in ids] == [again(token_id) for token_id in ids]
+    assert "the" in once(257) + once(257)
 
 
 def test_special_tokens_have_no_text() -> None:
