@@ -11,6 +11,7 @@ from common.job_store import JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
 
 _TRIES = 8
+_SETTLED = (Outcome.OK, Outcome.CLOSED, Outcome.GONE)
 
 Choose = Callable[[Snapshot], Ended | None]
 
@@ -76,6 +77,24 @@ async def end_idle(store: JobStore, job_id: str, choose: Choose) -> bool:
         record = snapshot.record
         position = (record.epoch, record.next)
         outcome, _ = await store.finish(job_id, position, end, record.retention_ms)
-        if outcome in (Outcome.OK, Outcome.CLOSED, Outcome.GONE):
+        if outcome in _SETTLED:
+            return outcome is Outcome.OK
+    return False
+
+
+async def end_unreadable(store: JobStore, job_id: str, error: Exception) -> bool:
+    """End a job whose record or log this version cannot read: nobody else should trip over it.
+
+    True when this call wrote the end.
+    """
+    detail = f"The job's record cannot be read by this version of Headrace: {error}"
+    end = Failed(FinishReason.ERROR, error=ErrorInfo("record-unreadable", detail))
+    for _ in range(_TRIES):
+        position = await store.position(job_id)
+        if position is None:
+            return False
+        epoch, next_n, retention_ms = position
+        outcome, _ = await store.finish(job_id, (epoch, next_n), end, retention_ms)
+        if outcome in _SETTLED:
             return outcome is Outcome.OK
     return False

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -286,8 +287,8 @@ def _record(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
         id=job_id,
         tenant=text(b"tenant"),
         incarnation=text(b"incarnation"),
-        spec=decode_spec(fields[b"spec"]),
-        state=JobState(text(b"state")),
+        spec=decode_spec(fields.get(b"spec", b"")),
+        state=msgspec.convert(text(b"state"), JobState),
         epoch=number(b"epoch"),
         next=number(b"next"),
         attempts=number(b"attempts"),

@@ -154,11 +154,11 @@ def _environment() -> dict[str, str]:
 def _file() -> tuple[str, dict[str, Any]]:
     named = os.environ.get(_FILE_VARIABLE)
     path = Path(named) if named else _home("XDG_CONFIG_HOME", ".config") / "headrace.toml"
-    if not named and not path.exists():
-        return str(path), {}
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not named and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return str(path), {}
         raise StartupFailed(f"cannot read the settings file {path}: {error}") from None
     unknown = sorted(set(values) - set(Settings.model_fields))
     if unknown:

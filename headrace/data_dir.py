@@ -26,7 +26,6 @@ class StackNote(msgspec.Struct, frozen=True):
 
     pid: int
     redis: str = ""
-    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)

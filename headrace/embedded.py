@@ -53,7 +53,7 @@ def prepare(data_dir: DataDir) -> Embedded:
     spec = ChildSpec(
         name=NAME,
         command=(str(_binary()), configuration.name),
-        cwd=data_dir.valkey,
+        cwd=data_dir.valkey,  # so that no path needs quoting in the configuration
         log=data_dir.logs / "valkey.log",
         stop_s=_STOP_S,
         keep_fds=(data_dir.lock_fd,),
@@ -117,7 +117,8 @@ def _door(path: Path) -> tuple[str, str]:
     loopback port, which everyone on the machine can reach, so with a password.
     """
     if len(str(path)) < _LONGEST_SOCKET_PATH:
-        return f'port 0\nunixsocket "{path}"\nunixsocketperm 700\n', f"unix://{quote(str(path))}"
+        lines = f"port 0\nunixsocket {path.name}\nunixsocketperm 700\n"
+        return lines, f"unix://{quote(str(path))}"
     port, password = free_port(), secrets.token_hex(16)
     lines = f"bind 127.0.0.1\nport {port}\nrequirepass {password}\n"
     return lines, f"redis://:{password}@127.0.0.1:{port}"

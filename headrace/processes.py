@@ -41,7 +41,10 @@ class Child:
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> "Child":
-        """Start the command; its output goes to the log."""
+        """Start the command; its output goes to the log.
+
+        Only from the main thread: the kernel ties a child to the thread that started it.
+        """
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         _bound(spec.log)
         with spec.log.open("ab") as log:

@@ -101,8 +101,7 @@ async def local_stack(settings: Settings, say: Show, *, own_server: bool) -> Asy
                 supervisor.start(server.spec)
             else:
                 await embedded.require(settings.redis)
-            url = gateway_url(settings.host, settings.port)
-            data_dir.announce(StackNote(os.getpid(), settings.redis, url))
+            data_dir.announce(StackNote(os.getpid(), settings.redis))
             # Nobody waits for the server: it is there before Python has imported the others.
             for spec in _children(settings, data_dir):
                 supervisor.start(spec)

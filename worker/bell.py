@@ -12,10 +12,9 @@ from redis.asyncio.client import PubSub
 
 from common.connections import UNAVAILABLE
 from common.keys import Keys
+from worker.backend import RETRY_S
 
 _log = structlog.get_logger()
-
-RETRY_S = 0.5
 
 
 class Bell:
@@ -31,24 +30,34 @@ class Bell:
     async def rename(self, worker_id: str) -> None:
         """Listen to the channel of this worker ID from now on."""
         self._control = self._keys.worker_ctl(worker_id)
-        if self._pubsub is not None:
+        if self._pubsub is None:
+            return
+        try:
             await self._pubsub.subscribe(self._control)
+        except UNAVAILABLE as error:  # ``listen`` meets the same and subscribes anew
+            _log.warning("rename_failed", error=str(error))
 
     async def listen(self, on_work: Callable[[], None], on_cancel: Callable[[str], None]) -> None:
         """Call back for every message; ends only by cancellation."""
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(self._bell, self._control)
-                    self._pubsub = pubsub
-                    on_work()
-                    async for message in pubsub.listen():
-                        if message["channel"] == self._bell.encode():
-                            on_work()
-                        else:
-                            on_cancel(message["data"].decode())
+                await self._listen_once(on_work, on_cancel)
             except UNAVAILABLE as error:
                 _log.warning("bell_lost", error=str(error))
                 await asyncio.sleep(RETRY_S)
+
+    async def _listen_once(
+        self, on_work: Callable[[], None], on_cancel: Callable[[str], None]
+    ) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe(self._bell, self._control)
+            self._pubsub = pubsub
+            try:
+                on_work()  # it may have rung before
+                async for message in pubsub.listen():
+                    if message["channel"] == self._bell.encode():
+                        on_work()
+                    else:
+                        on_cancel(message["data"].decode())
             finally:
                 self._pubsub = None

@@ -11,13 +11,13 @@ from importlib.metadata import version
 import structlog
 
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
-from common.errors import EngineFailed
+from common.errors import EngineFailed, StartupFailed
 from common.keys import Keys
 from common.registry import Heartbeat, WorkerInfo, WorkerState
 from common.server import require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
-from worker.backend import Backend
+from worker.backend import AWAY, Backend
 from worker.bell import Bell
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.protocol import EngineInfo
@@ -75,7 +75,9 @@ class Worker:
         self._lease = Lease(self._heartbeat, self._describe, settings.lease_s)
         self._bell = Bell(self._subscriber, keys, self._model)
         self._publisher = Publisher(backend, self._engine, self._lease, settings.flush_ms / 1000)
-        self._runner = Runner(backend, self._engine, self._publisher, settings.max_losses)
+        self._runner = Runner(
+            backend, self._engine, self._lease, self._publisher, settings.max_losses
+        )
         self._sweeper = Sweeper(backend, settings.lease_s, settings.max_losses)
 
     async def run(self) -> None:
@@ -83,8 +85,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        if self._settings.metrics_port:
-            self._publisher.metrics.serve(self._settings.metrics_port)
+        self._serve_metrics(self._settings.metrics_port)
         if not await self._until_stopped(self._wait_for_redis()):
             return
         self._lease.start()
@@ -110,7 +111,7 @@ class Worker:
                 background = [
                     group.create_task(self._publisher.run()),
                     group.create_task(self._runner.run(capacity, self._settings.poll_s)),
-                    group.create_task(self._runner.rejoin(self._lease, self._bell)),
+                    group.create_task(self._runner.rejoin(self._bell)),
                     group.create_task(self._sweeper.run(self._runner.worker_id)),
                     group.create_task(
                         self._bell.listen(self._runner.work.set, self._publisher.cancel)
@@ -125,12 +126,20 @@ class Worker:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
+    def _serve_metrics(self, port: int) -> None:
+        if not port:
+            return
+        try:
+            self._publisher.metrics.serve(port)
+        except OSError as error:
+            raise StartupFailed(f"cannot offer metrics on port {port}: {error.strerror}") from error
+
     async def _drain(self) -> None:
         _log.info("draining", held=self._runner.num_held)
         self._lease.renew_now()
         try:
             await self._runner.drain(self._settings.worker_drain_s, self._hurry)
-        except UNAVAILABLE as error:
+        except AWAY as error:
             _log.warning("hand_over_failed", error=str(error))  # the sweep will find the jobs
 
     async def _wait_for_redis(self) -> None:
@@ -171,6 +180,8 @@ class Worker:
         self._progress = f"{step} {fraction:.0%}"
 
     def _leave(self) -> None:
+        if self._runner.may_hold_entries:
+            return  # its lease runs out, and then the sweep finds what it held
         try:
             self._heartbeat.leave(self._runner.worker_id, self._model)
         except UNAVAILABLE as error:

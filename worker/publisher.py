@@ -9,21 +9,16 @@ import time
 from collections.abc import Callable, Iterable
 
 import structlog
-from redis.exceptions import OutOfMemoryError
 
-from common.connections import UNAVAILABLE
 from common.job_store import LOST, Append, Outcome
 from worker.attempt import AttemptLog
-from worker.backend import Backend
+from worker.backend import AWAY, RETRY_S, Backend
 from worker.engine.protocol import Engine, Output
 from worker.lease import Lease
 from worker.metrics import Metrics
 
 _log = structlog.get_logger()
 
-AWAY = (*UNAVAILABLE, OutOfMemoryError)
-"""Redis cannot take a write now: wait and send again."""
-RETRY_S = 0.2
 PROBE_S = 1.0
 
 
@@ -144,10 +139,10 @@ class Publisher:
     async def _lose(self, log: AttemptLog, outcome: Outcome) -> None:
         """Stop an attempt whose job has its end already, is gone, or belongs to another one."""
         _log.info("job_lost", job=log.job_id, outcome=outcome)
-        if outcome is Outcome.FENCED:
-            self.reconcile.set()
-        else:
+        if outcome in (Outcome.CLOSED, Outcome.GONE):
             await self._lanes.release(log.grant.worker_id, log.grant.claim)
+        else:
+            self.reconcile.set()
         self._drop(log)
 
     async def _end(self, log: AttemptLog) -> None:

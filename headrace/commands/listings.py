@@ -11,7 +11,7 @@ from common.jobs import JobState
 from headrace.addresses import DEFAULT_URL
 from headrace.client import Client
 from headrace.flags import Json, Url
-from headrace.terminal import age, write_json, write_table
+from headrace.terminal import age, note, write_json, write_table
 from headrace.views import Job, Worker
 
 app = typer.Typer(rich_markup_mode=None)
@@ -43,6 +43,8 @@ def ps(json: Json = False, url: Url = DEFAULT_URL) -> None:
     if json:
         write_json(msgspec.to_builtins(workers))
         return
+    if not workers:
+        note("no worker lives; start one with `headrace worker`")
     header = ("ID", "MODEL", "DEVICE", "STATE", "LOAD", "TOK/S", "SEEN")
     write_table(header, [_worker_row(worker) for worker in workers])
 

@@ -4,7 +4,6 @@ import itertools
 from dataclasses import dataclass, field
 
 import msgspec
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis

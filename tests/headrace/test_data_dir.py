@@ -29,7 +29,7 @@ def test_the_lock_ends_with_its_stack(tmp_path: Path) -> None:
 
 def test_a_stack_says_where_it_answers(tmp_path: Path) -> None:
     """The doctor finds the embedded server by the lock file."""
-    note = StackNote(os.getpid(), "unix:///somewhere", "http://127.0.0.1:1")
+    note = StackNote(os.getpid(), "unix:///somewhere")
     with locked(tmp_path) as data_dir:
         data_dir.announce(note)
         assert running_stack(tmp_path) == note

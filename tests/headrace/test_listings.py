@@ -72,6 +72,14 @@ def test_ps_is_a_table(headrace: Headrace) -> None:
     ]
 
 
+def test_ps_without_workers_says_what_to_do(headrace: Headrace) -> None:
+    """An empty table alone would leave people guessing."""
+    with fake_gateway_in_thread(json_reply({"data": []})) as gateway:
+        result = headrace("ps", url=gateway.url)
+    assert result.stdout.startswith("ID ")
+    assert result.stderr == "no worker lives; start one with `headrace worker`\n"
+
+
 def test_ps_json_is_for_programs(headrace: Headrace) -> None:
     """The fields keep their names."""
     with fake_gateway_in_thread(json_reply({"data": [WORKER_ROW]})) as gateway:

@@ -1,0 +1,108 @@
+"""The figures as tables: medians over the runs, with the aims beside them."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.relay.idle import Idle
+from bench.relay.live import Live
+from bench.relay.rows import IdleRow, LiveRow, Row, Source
+
+AIM_US = 50
+AIM_P99_MS = 10
+AIM_KB = 40
+
+M = TypeVar("M", Live, Idle)
+
+LIVE_COLUMNS = (
+    "row", f"gateway µs/event (≤ {AIM_US})", f"append → client p50 / p99 ms (≤ {AIM_P99_MS})",
+    "floor p50 / p99 ms", "added p50 / p99 ms", "core: gateway / Valkey / clients", "faults",
+)  # fmt: skip
+IDLE_COLUMNS = ("row", f"KB/subscriber (≤ {AIM_KB})", "gateway alone MB", "gateway core")
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A row and what its runs measured."""
+
+    row: str
+    live: tuple[Live, ...] = ()
+    idle: tuple[Idle, ...] = ()
+
+
+def median(runs: Sequence[M]) -> M:
+    """Return the median of every figure; of what is no figure, the first."""
+    kind = type(runs[0])
+    return kind(**{name: _median(getattr(run, name) for run in runs) for name in kind.__struct_fields__})
+
+
+def _median(values: Iterable[object]) -> object:
+    found = list(values)
+    numbers = [value for value in found if isinstance(value, int | float)]
+    return statistics.median(numbers) if numbers else found[0]
+
+
+def label(row: Row) -> str:
+    """Return the row's name in the table."""
+    if isinstance(row, IdleRow):
+        return str(row)
+    return f"{row}{_source(row)}"
+
+
+def _source(row: LiveRow) -> str:
+    if row.source is Source.WORKER:
+        return ", fake engine"
+    return ", one worker's flushes" if row.num_workers == 1 else ""
+
+
+def live_cells(measured: Measured) -> list[str]:
+    """Return the line of a live row."""
+    run = median(measured.live)
+    return [
+        measured.row,
+        f"{run.gateway_us:.1f}",
+        _pair(run.total_p50, run.total_p99),
+        _pair(run.floor_p50, run.floor_p99),
+        _pair(run.added_p50, run.added_p99),
+        f"{run.gateway_load:.0%} / {run.valkey_load:.0%} / {run.clients_load:.0%}",
+        str(sum(each.num_faults for each in measured.live)),
+    ]
+
+
+def idle_cells(measured: Measured) -> list[str]:
+    """Return the line of an idle row."""
+    run = median(measured.idle)
+    alone, each = f"{run.gateway_kb / 1024:.1f}", f"{run.subscriber_kb:.1f}"
+    return [measured.row, each, alone, f"{run.gateway_load:.1%}"]
+
+
+def _pair(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low:.2f} / {high:.2f}"
+
+
+def show(measured: Sequence[Measured], console: Console) -> None:
+    """Print the tables for a person, then in Markdown for bench/README.md."""
+    live = [live_cells(each) for each in measured if each.live]
+    idle = [idle_cells(each) for each in measured if each.idle]
+    for columns, lines in ((LIVE_COLUMNS, live), (IDLE_COLUMNS, idle)):
+        if lines:
+            console.print(_table(columns, lines))
+            console.print(markdown(columns, lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rule = ["---", *("--:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines)) + "\n"

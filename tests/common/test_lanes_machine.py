@@ -1,0 +1,255 @@
+"""No job is ever lost: random lives of workers against a model of who holds what."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from unittest import mock
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.asyncio import Redis
+
+from common import lanes as lanes_module
+from common.connections import command_client
+from common.jobs import Priority
+from common.keys import GROUP, ORPHANS, Keys
+from common.lanes import Claim, Lanes, LeaseLapsed
+from tests.support.jobs import MODEL
+from tests.support.leaks import clear, find_keys
+
+FAR_MS = 2**42
+LAPSED_MS = 1
+SWEEP_LIMIT = 3
+WAITING = ""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Worker:
+    """A worker as it sees itself: also a dead one remembers what it claimed."""
+
+    id: str
+    alive: bool = True
+    swept: bool = False
+    claims: list[Claim] = field(default_factory=list)
+
+
+class LanesMachine(RuleBasedStateMachine):
+    """Workers join, lapse, claim, release, sweep and hand back; jobs stay in one place each.
+
+    ``holder`` is the model: every unfinished job with the worker that holds it, or ``WAITING``.
+    """
+
+    url = ""
+    prefix = ""
+    generation = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).generation += 1
+        self.keys = Keys(f"{self.prefix}-{self.generation}")
+        self.runner = asyncio.Runner()
+        self.redis: Redis = command_client(self.url)
+        self.lanes = Lanes(self.redis, self.keys, MODEL)
+        self.holder: dict[str, str] = {}
+        self.held_by: dict[str, Claim] = {}
+        self.workers: list[Worker] = []
+        self.num_jobs = 0
+        self.limit = mock.patch.object(lanes_module, "SWEEP_LIMIT", SWEEP_LIMIT)
+        self.limit.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run the coroutine on the machine's loop."""
+        return self.runner.run(work)
+
+    async def set_lease(self, worker: Worker, deadline_ms: int) -> None:
+        """Write the lease as the worker's own thread does."""
+        await self.redis.zadd(self.keys.model(MODEL).workers, {worker.id: deadline_ms})
+
+    def pick(self, index: int) -> Worker:
+        """Return one of the workers."""
+        return self.workers[index % len(self.workers)]
+
+    def jobs_of(self, holder: str) -> list[str]:
+        """Return the jobs that are held by this worker, or that wait."""
+        return [job for job, held_by in self.holder.items() if held_by == holder]
+
+    @initialize()
+    def begin(self) -> None:
+        """There is a worker from the first step on."""
+        self.join()
+
+    @rule()
+    @precondition(lambda self: len(self.workers) < 6)
+    def join(self) -> None:
+        """A new worker takes a lease."""
+        worker = Worker(f"w{len(self.workers)}")
+        self.workers.append(worker)
+        self.run(self.set_lease(worker, FAR_MS))
+
+    @rule(count=st.integers(1, 6), tenant=st.sampled_from("ab"), priority=st.sampled_from(Priority))
+    def enqueue(self, count: int, tenant: str, priority: Priority) -> None:
+        """Some new jobs arrive."""
+        for _ in range(count):
+            job = f"j{self.num_jobs}"
+            self.num_jobs += 1
+            assert self.run(self.lanes.enqueue(job, tenant, priority, FAR_MS))
+            self.holder[job] = WAITING
+
+    @precondition(lambda self: self.holder)
+    @rule(index=st.integers(0, 99), tenant=st.sampled_from("ab"))
+    def enqueue_again(self, index: int, tenant: str) -> None:
+        """A client repeats its request for an unfinished job."""
+        job = list(self.holder)[index % len(self.holder)]
+        assert not self.run(self.lanes.enqueue(job, tenant, Priority.HIGH, FAR_MS))
+
+    @rule(index=st.integers(0, 9))
+    def lapse(self, index: int) -> None:
+        """A worker is silent past its lease."""
+        worker = self.pick(index)
+        worker.alive = False
+        if not worker.swept:
+            self.run(self.set_lease(worker, LAPSED_MS))
+
+    @rule(index=st.integers(0, 9), count=st.integers(1, 8))
+    def claim(self, index: int, count: int) -> None:
+        """A worker asks for jobs; also one that is dead and does not know it."""
+        worker, waiting = self.pick(index), self.jobs_of(WAITING)
+        if worker.swept:
+            with pytest.raises(LeaseLapsed):
+                self.run(self.lanes.claim(worker.id, count))
+            return
+        claims = self.run(self.lanes.claim(worker.id, count))
+        assert len(claims) == min(count, len(waiting))
+        for claim in claims:
+            assert self.holder[claim.job_id] == WAITING
+            self.holder[claim.job_id] = worker.id
+            self.held_by[claim.job_id] = claim
+        worker.claims += claims
+
+    @rule(index=st.integers(0, 9), which=st.integers(0, 99))
+    def release(self, index: int, which: int) -> None:
+        """A worker releases a claim, perhaps one that it lost long ago."""
+        worker = self.pick(index)
+        if not worker.claims:
+            return
+        claim = worker.claims[which % len(worker.claims)]
+        holds = self.holder.get(claim.job_id) == worker.id and self.held_by[claim.job_id] == claim
+        assert self.run(self.lanes.release(worker.id, claim)) == holds
+        if holds:
+            del self.holder[claim.job_id]
+
+    @rule(index=st.integers(0, 9))
+    def sweep(self, index: int) -> None:
+        """The sweep looks at a worker, dead or not."""
+        self.swept(self.pick(index))
+
+    def swept(self, worker: Worker) -> None:
+        """Sweep the worker and do the same in the model."""
+        held = self.jobs_of(worker.id)
+        moved = self.run(self.lanes.sweep(worker.id))
+        assert len(set(moved)) == len(moved) == (0 if worker.alive else min(SWEEP_LIMIT, len(held)))
+        assert set(moved) <= set(held)
+        self.wait_again(moved)
+        worker.swept = not worker.alive and len(held) <= SWEEP_LIMIT
+
+    @rule(index=st.integers(0, 9), keep=st.sets(st.integers(0, 9)))
+    def hand_back(self, index: int, keep: set[int]) -> None:
+        """A worker drains: it gives back what it does not run."""
+        worker = self.pick(index)
+        held = self.jobs_of(worker.id)
+        kept = {job for i, job in enumerate(held) if i in keep}
+        moved = self.run(self.lanes.hand_back(worker.id, kept))
+        assert sorted(moved) == sorted(set(held) - kept)
+        self.wait_again(moved)
+
+    def wait_again(self, jobs: list[str]) -> None:
+        """Note that these jobs have no holder."""
+        for job in jobs:
+            self.holder[job] = WAITING
+            del self.held_by[job]
+
+    @invariant()
+    def every_job_is_in_one_place(self) -> None:
+        """Redis agrees with the model on every job, every ring and every worker."""
+        self.run(self.compare())
+
+    async def compare(self) -> None:
+        """Compare all that Redis holds with the model."""
+        keys = self.keys.model(MODEL)
+        places: list[tuple[str, str]] = []
+        for lane in await self.redis.smembers(keys.lanes):  # type: ignore[misc]
+            found = await self.read(lane.decode())
+            places += found
+            if lane.decode() != ORPHANS and any(holder == WAITING for _, holder in found):
+                priority, _, tenant = lane.decode().partition(":")
+                assert await self.redis.zscore(keys.ring(Priority(priority)), tenant) is not None
+        assert sorted(places) == sorted(self.holder.items())
+        jobs = await self.redis.zrange(keys.jobs, 0, -1)
+        assert {job.decode() for job in jobs} == set(self.holder)
+        workers = await self.redis.zrange(keys.workers, 0, -1)
+        assert {w.decode() for w in workers} == {w.id for w in self.workers if not w.swept}
+
+    async def read(self, lane: str) -> list[tuple[str, str]]:
+        """Return the jobs of a lane, each with its holder; an empty lane has no business there."""
+        name = self.keys.model(MODEL).lane(lane)
+        entries = await self.redis.xrange(name)
+        pending = await self.redis.xpending_range(name, GROUP, "-", "+", 1000)
+        assert entries, f"{lane} is empty and exists"
+        holders = {entry["message_id"]: entry["consumer"].decode() for entry in pending}
+        assert set(holders) <= {entry for entry, _ in entries}
+        return [(fields[b"job"].decode(), holders.get(entry, WAITING)) for entry, fields in entries]
+
+    def teardown(self) -> None:
+        """At the end every job can be had, and nothing is left of the lanes."""
+        try:
+            if self.workers:
+                self.drain()
+        finally:
+            self.limit.stop()
+            self.run(clear(self.redis, self.keys.prefix))
+            self.run(self.redis.aclose())
+            self.runner.close()
+
+    def drain(self) -> None:
+        """Let all workers die, and a last one finish their jobs."""
+        for index, worker in enumerate(self.workers):
+            self.lapse(index)
+            while not worker.swept:
+                self.swept(worker)
+        self.join()
+        last = self.workers[-1]
+        claims = self.run(self.lanes.claim(last.id, self.num_jobs + 1))
+        assert sorted(claim.job_id for claim in claims) == sorted(self.holder)
+        for claim in claims:
+            assert self.run(self.lanes.release(last.id, claim))
+        self.swept_clean(last)
+
+    def swept_clean(self, last: Worker) -> None:
+        """Only the last worker's lease is left in Redis."""
+        left = self.run(find_keys(self.redis, self.keys.prefix))
+        assert left == [self.keys.model(MODEL).workers.encode()]
+        assert self.run(self.lanes.claim(last.id, 1)) == []
+
+
+def test_no_job_is_ever_lost(redis_url: str, keys: Keys) -> None:
+    """Whatever workers do and whenever they die, each unfinished job is in exactly one place."""
+
+    class Machine(LanesMachine):
+        url = redis_url
+        prefix = keys.prefix
+
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+    )

@@ -1,0 +1,215 @@
+"""The scripts: on a server that lost them, in a cluster, and on another implementation."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
+from common.events import Accepted, Retrying, Started
+from common.job_store import Append, JobStore, Outcome
+from common.jobs import Priority
+from common.keys import Keys
+from common.lanes import Lanes, LeaseLapsed
+from common.registry import Heartbeat, Registry
+from common.scripts import Script
+from tests.support.jobs import (
+    BROKEN,
+    MODEL,
+    RETENTION_MS,
+    STOPPED,
+    TENANT,
+    append,
+    make_job,
+    make_payloads,
+    make_worker,
+    read,
+    start,
+    submit,
+)
+from tests.support.servers import STARTABLE, Backend, Server
+
+LUA = resources.files("common").joinpath("lua")
+NAMES = {Path(str(file)).stem for file in LUA.iterdir()} - {"_events"}
+WITH_EVENTS = {"append", "finish", "requeue", "start", "submit"}
+SCRIPTS = {name: Script(name, events=name in WITH_EVENTS) for name in NAMES}
+FAR_MS = 2**42
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All typed callers over one server."""
+
+    store: JobStore
+    lanes: Lanes
+    registry: Registry
+    heartbeat: Heartbeat
+
+    @classmethod
+    def of(cls, redis: Redis, lease_redis: SyncRedis, keys: Keys) -> "Fleet":
+        """Return the callers over these clients."""
+        lanes = Lanes(redis, keys, MODEL)
+        return cls(
+            JobStore(redis, keys), lanes, Registry(redis, keys), Heartbeat(lease_redis, keys, 60)
+        )
+
+
+async def _lapses(lanes: Lanes, worker_id: str) -> bool:
+    try:
+        await lanes.claim(worker_id, 1)
+    except LeaseLapsed:
+        return True
+    return False
+
+
+async def _tell_of_jobs(store: JobStore) -> list[Any]:
+    """Take jobs through every script of the record; returns all answers that are no times."""
+    told: list[Any] = []
+    for job_id in ("job_a", "job_a", "job_b"):
+        job = make_job(job_id)
+        told.append((await store.submit(job, Accepted(job_id, MODEL))).created)
+    waiting = await read(store, "job_a")
+    for worker_id in ("w1", "w2"):
+        told.append((await store.start(waiting, worker_id, Started(worker_id, 1)))[:2])
+    for epoch, n in [(1, 2), (1, 2), (1, 3), (9, 4), (1, 9)]:
+        told.append(await append(store, "job_a", epoch, n, "x", "y"))
+    for owner in ("w2", "w1", "w1"):
+        told.append(await store.requeue("job_a", owner, Retrying("drain"), lost=True))
+    told.append(await append(store, "job_a", 1, 6, "zombie"))
+    told.append(await start(store, "job_a", "w2"))
+    told += [await store.cancel(job_id) for job_id in ("job_a", "job_b", "job_x")]
+    told.append(await append(store, "job_a", 3, 7, "z"))
+    told.append((await store.start(await read(store, "job_b"), "w1", Started("w1", 1)))[0])
+    for job_id, epoch, n in [("job_a", 1, 8), ("job_a", 3, 9), ("job_a", 3, 7), ("job_b", 0, 1)]:
+        told.append(await store.finish(job_id, (epoch, n), BROKEN, RETENTION_MS))
+    for _ in range(2):
+        told.append(await store.finish("job_a", (3, 8), STOPPED, RETENTION_MS))
+    told.append(await store.cancel("job_a"))
+    told += [await store.log(job_id) for job_id in ("job_a", "job_b")]
+    told += [
+        replace(record, created_ms=0, started_ms=0, finished_ms=0, deadline_ms=0)
+        for record in await store.records(["job_a", "job_b"])
+        if record
+    ]
+    return told
+
+
+async def _tell_of_lanes(fleet: Fleet) -> list[Any]:
+    """Take jobs through every script of the lanes and leases; returns all answers."""
+    lanes, heartbeat = fleet.lanes, fleet.heartbeat
+    told: list[Any] = [heartbeat.renew(make_worker("w1"))]
+    for worker_id in ("w1", "w2"):
+        heartbeat.join(make_worker(worker_id))
+    told.append(heartbeat.renew(make_worker("w1")))
+    for i, priority in enumerate([*Priority, *Priority, Priority.HIGH]):
+        told.append(await lanes.enqueue(f"j{i}", f"{TENANT}{i % 2}", priority, FAR_MS))
+    told.append(await lanes.enqueue("j0", TENANT, Priority.LOW, FAR_MS))
+    claims = await lanes.claim("w1", 4)
+    told.append([(claim.job_id, claim.lane) for claim in claims])
+    told += [await lanes.release(worker_id, claims[0]) for worker_id in ("w2", "w1", "w1")]
+    told.append(await lanes.sweep("w1"))
+    told.append(sorted(await lanes.hand_back("w1", [claims[1].job_id])))
+    told.append(await lanes.depths())
+    heartbeat.leave("w1", MODEL)
+    told.append(await lanes.sweep("w1"))
+    told += [await _lapses(lanes, worker_id) for worker_id in ("w1", "w2")]
+    told += [await lanes.depths(), await lanes.unfinished(), await lanes.overdue(FAR_MS)]
+    told.append([worker.info for worker in await fleet.registry.workers()])
+    return told
+
+
+async def _tell(fleet: Fleet) -> list[Any]:
+    return await _tell_of_jobs(fleet.store) + await _tell_of_lanes(fleet)
+
+
+@pytest.fixture
+def fleet(redis: Redis, lease_redis: SyncRedis, keys: Keys) -> Fleet:
+    """All callers over the real server."""
+    return Fleet.of(redis, lease_redis, keys)
+
+
+async def test_another_implementation_gives_the_same_answers(fleet: Fleet, keys: Keys) -> None:
+    """What the scripts say rests on documented behaviour: fakeredis and the server agree."""
+    server = FakeServer(version=(7,))
+    async with FakeAsyncRedis(server=server) as redis:
+        lease_redis = FakeRedis(server=server)
+        fake = await _tell(Fleet.of(redis, lease_redis, keys))
+        lease_redis.close()
+    assert await _tell(fleet) == fake
+
+
+async def test_the_story_runs_every_script(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new script needs a place in the story that the other tests here tell."""
+    ran: set[str] = set()
+    names = {script.sha: name for name, script in SCRIPTS.items()}
+    _watch(monkeypatch, lambda sha: ran.add(names[sha]))
+    await _tell(fleet)
+    assert ran == NAMES
+
+
+def _watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[str], None]) -> None:
+    for client in (Redis, SyncRedis):
+        plain = client.evalsha
+
+        def evalsha(self: Any, sha: str, *rest: Any, plain: Any = plain) -> Any:
+            see(sha)
+            return plain(self, sha, *rest)
+
+        monkeypatch.setattr(client, "evalsha", evalsha)
+
+
+@pytest.fixture(params=STARTABLE, ids=str)
+def cluster_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A cluster of one node, which refuses what would not run on one of many."""
+    backend: Backend = request.param
+    assert backend.binary
+    server = Server(backend.binary, tmp_path, "--cluster-enabled", "yes")
+    server.start()
+    yield server.url
+    server.kill()
+
+
+async def test_no_step_leaves_its_slot_in_a_cluster(cluster_url: str, keys: Keys) -> None:
+    """Every script and transaction stays in one slot; the control is one that does not."""
+    lease_redis = lease_client(cluster_url, COMMAND_TIMEOUT_S)
+    async with command_client(cluster_url) as redis:
+        await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        with pytest.raises(ResponseError, match="same slot"):
+            await redis.mget(keys.job("job_a").record, keys.job("job_b").record)
+        assert await _tell(Fleet.of(redis, lease_redis, keys))
+    lease_redis.close()
+
+
+async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redis: Redis) -> None:
+    """After a script flush everything goes on; the control is that the script is really gone."""
+    job = await submit(fleet.store)
+    await redis.script_flush()
+    with pytest.raises(NoScriptError):
+        await redis.evalsha(SCRIPTS["start"].sha, 0)  # type: ignore[misc]
+    assert await start(fleet.store, job.id) == 1
+    assert await redis.script_exists(SCRIPTS["start"].sha) == [True]
+
+
+async def test_an_append_pipeline_outlives_a_script_flush(fleet: Fleet, redis: Redis) -> None:
+    """Every job of the pipeline gets its events, once, in a step that found no script."""
+    jobs = [await submit(fleet.store) for _ in range(3)]
+    appends = [
+        Append(job.id, await start(fleet.store, job.id), 2, make_payloads("a", "b")) for job in jobs
+    ]
+    await redis.script_flush()
+    assert await fleet.store.append(appends) == [(Outcome.OK, 4)] * 3
+    assert [len(await fleet.store.log(job.id)) for job in jobs] == [4, 4, 4]
+
+
+async def test_an_error_of_a_script_is_raised(fleet: Fleet, redis: Redis, keys: Keys) -> None:
+    """A reply that is an error is no answer: it reaches the caller as what it is."""
+    await redis.set(keys.job("job_a").record, "no hash", ex=60)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await append(fleet.store, "job_a", 1, 2, "a")

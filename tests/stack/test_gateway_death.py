@@ -1,0 +1,67 @@
+"""A gateway holds nothing: whoever followed a job on it reads on at another one."""
+
+import asyncio
+import signal
+
+import pytest
+
+from common.events import Event
+from tests.support.fleet import NUM_TOKENS, Fleet
+from tests.support.readers import Cut, Reader, SseReader, WsReader
+from tests.support.waiting import within
+
+pytestmark = pytest.mark.anyio
+
+LONG = 3 * NUM_TOKENS
+
+
+async def disturb(fleet: Fleet, number: signal.Signals, exit_code: int) -> None:
+    """Follow a job on one gateway, end that one, and go on at the other."""
+    await fleet.start(gateways=2, workers=1)
+    job_id = await fleet.submit("Two doors of one house", max_tokens=LONG)
+    readers: list[Reader] = [SseReader(job_id), WsReader(job_id)]
+    first = fleet.gateways[0].program
+    async with within(30), asyncio.TaskGroup() as group:
+        for reader in readers:
+            group.create_task(reader.read_through(fleet.urls))
+            await reader.has(20)
+        first.send(number)
+        assert await first.wait() == exit_code
+
+    story = await fleet.story(job_id)
+    assert story.outline == "accepted started tokens completed"
+    for reader in readers:
+        assert reader.num_connections == 2
+        story.check(reader.seen)
+    assert (await fleet.gateways[1].client.get(job_id)).text == story.text
+    await fleet.check_at_rest()
+
+
+async def test_readers_of_a_killed_gateway_read_on_at_another_one(fleet: Fleet) -> None:
+    """After `kill -9` of a gateway its readers get the rest elsewhere, and nothing twice."""
+    await disturb(fleet, signal.SIGKILL, -signal.SIGKILL)
+
+
+async def test_readers_of_a_stopping_gateway_read_on_at_another_one(fleet: Fleet) -> None:
+    """SIGTERM cuts open streams without a terminal event; their readers resume elsewhere."""
+    await disturb(fleet, signal.SIGTERM, 0)
+
+
+async def test_a_reader_without_its_cursor_reads_everything_again(fleet: Fleet) -> None:
+    """A reader that forgets where it was gets the job from event 0: the cursor is what resumes."""
+    await fleet.start(gateways=2, workers=1)
+    job_id = await fleet.submit("Two doors of one house", max_tokens=LONG)
+    reader = SseReader(job_id)
+    before: list[tuple[int, Event]] = []
+    async with within(30):
+        reading = asyncio.create_task(reader.read(fleet.urls[0]))
+        await reader.has(20)
+        await fleet.gateways[0].program.kill()
+        with pytest.raises(Cut):
+            await reading
+        before, reader.seen = reader.seen, []
+        await reader.read(fleet.urls[1])
+    story = await fleet.story(job_id)
+    story.check(reader.seen)
+    with pytest.raises(AssertionError, match="repeated"):
+        story.check(before + reader.seen)

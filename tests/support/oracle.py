@@ -1,0 +1,149 @@
+"""What must hold of every job, whatever died meanwhile. Shared by all tests of the whole stack."""
+
+from collections.abc import Iterable, Sequence
+
+from redis.asyncio import Redis
+
+from common.events import (
+    Accepted,
+    Ended,
+    Event,
+    Reset,
+    Retrying,
+    Started,
+    Tokens,
+    decode_event,
+    is_terminal,
+)
+from common.job_store import JobStore
+from common.keys import Keys
+from tests.support.leaks import find_keys, find_leaks
+from tests.support.waiting import eventually
+
+Seen = Sequence[tuple[int, Event]]
+"""What a subscriber got: numbers and events, in the order of their arrival."""
+
+_STAYS = (b":workers", b":sweeper")
+
+
+class Answer:
+    """The text and the token IDs that a reader holds after some events."""
+
+    def __init__(self, text: str = "", ids: tuple[int, ...] = ()) -> None:
+        self.text = text
+        self.ids = ids
+
+    def then(self, event: Event) -> "Answer":
+        """Return what the reader holds after one more event."""
+        if isinstance(event, Reset):
+            return Answer()
+        if isinstance(event, Tokens):
+            return Answer(self.text + event.text, self.ids + event.ids)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and (self.text, self.ids) == (other.text, other.ids)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Story:
+    """The whole log of an ended job; making one checks it."""
+
+    def __init__(self, job_id: str, log: Iterable[tuple[int, bytes]]) -> None:
+        numbered = [(n, decode_event(payload)) for n, payload in log]
+        self.job_id = job_id
+        self.events = [event for _, event in numbered]
+        self._answers: list[Answer] = []  # what a reader holds after event n
+        answer = Answer()
+        for event in self.events:
+            answer = answer.then(event)
+            self._answers.append(answer)
+        assert [n for n, _ in numbered] == list(range(len(numbered))), "n has a gap or a repeat"
+        self._check_order()
+        self._check_tokens()
+
+    @classmethod
+    async def read(cls, store: JobStore, job_id: str) -> "Story":
+        """Read the log of a job that has ended."""
+        return cls(job_id, await store.log(job_id))
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self._answers[-1].text
+
+    @property
+    def end(self) -> Ended:
+        """The terminal event."""
+        end = self.events[-1]
+        assert isinstance(end, Ended)
+        return end
+
+    @property
+    def outline(self) -> str:
+        """The kinds of the events in order, a run of ``tokens`` as one."""
+        kinds = [event.kind for event in self.events]
+        runs = [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
+        return " ".join(runs)
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers that started it, in order."""
+        return [event.worker for event in self.events if isinstance(event, Started)]
+
+    def check(self, seen: Seen, after: int = -1) -> None:
+        """Check that a subscriber that began after event ``after`` saw this story: all of it, once.
+
+        Several ``tokens`` events may have come as one; it carries the number of the last of them.
+        """
+        numbers = [n for n, _ in seen]
+        assert numbers == sorted(set(numbers)), f"{self.job_id}: repeated or out of order"
+        assert not numbers or numbers[0] > after, f"{self.job_id}: it had event {numbers[0]}"
+        answer = self._answers[after] if after >= 0 else Answer()
+        for n, event in seen:
+            answer = answer.then(event)
+            assert answer == self._answers[n], f"{self.job_id}: another answer after event {n}"
+            assert isinstance(event, Tokens) or event == self.events[n]
+        rest = range(after + 1, len(self.events))
+        told = {n for n in rest if not isinstance(self.events[n], Tokens)}
+        assert told <= set(numbers), f"{self.job_id}: events {told - set(numbers)} never came"
+
+    def _check_order(self) -> None:
+        assert isinstance(self.events[0], Accepted)
+        ends = [n for n, event in enumerate(self.events) if is_terminal(event)]
+        assert ends == [len(self.events) - 1], f"{self.job_id}: terminal events at {ends}"
+        for event, following in zip(self.events, self.events[1:], strict=False):
+            if isinstance(event, Retrying):
+                assert isinstance(following, Started) or is_terminal(following)
+
+    def _check_tokens(self) -> None:
+        num_ids, attempts = 0, 0
+        for event in self.events:
+            if isinstance(event, Tokens):
+                assert event.index == num_ids, f"{self.job_id}: tokens repeated or left out"
+                num_ids += len(event.ids)
+            elif isinstance(event, Started):
+                attempts += 1
+                assert event.attempt == attempts
+            elif isinstance(event, Reset):
+                num_ids = 0
+        assert self.end.attempts == attempts
+        assert self.end.usage.completion_tokens == num_ids
+
+
+async def check_at_rest(redis: Redis, keys: Keys) -> None:
+    """Check that nothing waits or is held, and that every key is one that may stay."""
+
+    async def unsettled() -> list[bytes]:
+        found = await find_keys(redis, f"{keys.prefix}:{{m:")
+        return [key for key in found if not key.endswith(_STAYS)]
+
+    async def is_settled() -> bool:
+        return not await unsettled()
+
+    try:
+        await eventually(is_settled)
+    except AssertionError:
+        raise AssertionError(f"still there at rest: {await unsettled()}") from None
+    assert not await find_leaks(redis, keys.prefix)
