@@ -117,8 +117,18 @@ def _concrete(settings: Settings) -> Settings:
     """Return settings that mean the same in every child: a real port, an absolute directory."""
     port = settings.port or free_port(settings.host)
     require_free(settings.host, port)
-    data_dir = settings.data_dir.expanduser().resolve()
-    return settings.model_copy(update={"port": port, "data_dir": data_dir})
+    return settings.model_copy(
+        update={
+            "port": port,
+            "data_dir": settings.data_dir.expanduser().resolve(),
+            "threads": settings.threads or _fair_share(settings.workers),
+        }
+    )
+
+
+def _fair_share(workers: int) -> int:
+    """Return the CPU threads of each of several engines: more than cores would slow all down."""
+    return max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
 
 
 def _children(settings: Settings, data_dir: DataDir) -> list[ChildSpec]:

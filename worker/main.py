@@ -199,7 +199,7 @@ class Worker:
             engine=self._settings.engine,
             device=info.device if info else "",
             dtype=info.dtype if info else "",
-            state=self._state(),
+            state=self._state(info),
             progress=self._progress,
             capacity=info.capacity if info else self._settings.capacity,
             running=self._runner.num_held,
@@ -210,8 +210,8 @@ class Worker:
             completion_tokens=metrics.completion_tokens,
         )
 
-    def _state(self) -> WorkerState:
-        if self._info is None:
+    def _state(self, info: EngineInfo | None) -> WorkerState:
+        if info is None:
             return WorkerState.LOADING
         if self._stop.is_set():
             return WorkerState.DRAINING

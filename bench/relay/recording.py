@@ -9,6 +9,7 @@ import base64
 import secrets
 import time
 from collections.abc import Sequence
+from typing import cast
 
 from bench.relay.rows import Door
 
@@ -35,9 +36,8 @@ class Recorder(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say the greeting."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._greeting)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self.transport.write(self._greeting)
 
     def data_received(self, data: bytes) -> None:
         """Keep the bytes."""

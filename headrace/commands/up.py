@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -75,7 +76,7 @@ async def _demo(settings: Settings, *, own_server: bool) -> None:
             end, measured = await print_answer(client, job.id, began=began)
         note(f"\n{statistics(end, measured)}")
         require_completed(job.id, end)
-        note("\nThat was a whole stack. Keep one running with `headrace up`.")
+        note(_next_steps())
 
     await _with_stack(settings, ask, own_server=own_server)
 
@@ -117,6 +118,23 @@ def _banner(stack: Stack, workers: list[LiveWorker], *, own_server: bool) -> str
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
+
+
+def _next_steps() -> str:
+    steps = [
+        ("headrace up --workers 2", "a stack that stays"),
+        (f"headrace run {shlex.quote(QUESTION)}", "ask it, from another terminal"),
+        ("headrace submit 'Name three rivers.'", "prints a job ID and leaves"),
+        ("headrace follow JOB", "reads the answer, as often as you like"),
+        ("headrace ps", "the workers; kill -9 one, and see the answer go on"),
+    ]
+    if shutil.which("headrace") is None:  # make's environment is not the user's
+        steps.insert(0, (f"source {sys.prefix}/bin/activate", "first"))
+    width = max(len(command) for command, _ in steps)
+    lines = [f"  {command:{width}}  {purpose}" for command, purpose in steps]
+    return "\n".join(
+        ["", "That was a whole stack, and nothing of it is left. Try next:", "", *lines]
+    )
 
 
 def _described(info: WorkerInfo) -> str:

@@ -1,6 +1,6 @@
 """The scripts: on a server that lost them, in a cluster, and on another implementation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,7 @@ from tests.support.jobs import (
     submit,
 )
 from tests.support.servers import STARTABLE, Backend, Server
+from tests.support.waiting import eventually
 
 LUA = resources.files("common").joinpath("lua")
 NAMES = {Path(str(file)).stem for file in LUA.iterdir()} - {"_events"}
@@ -76,12 +77,12 @@ async def _tell_of_jobs(store: JobStore) -> list[Any]:
         job = make_job(job_id)
         told.append((await store.submit(job, Accepted(job_id, MODEL))).created)
     waiting = await read(store, "job_a")
-    for worker_id in ("w1", "w2"):
-        told.append((await store.start(waiting, worker_id, Started(worker_id, 1)))[:2])
-    for epoch, n in [(1, 2), (1, 2), (1, 3), (9, 4), (1, 9)]:
-        told.append(await append(store, "job_a", epoch, n, "x", "y"))
-    for owner in ("w2", "w1", "w1"):
-        told.append(await store.requeue("job_a", owner, Retrying("drain"), lost=True))
+    workers = ("w1", "w2")
+    told += [(await store.start(waiting, name, Started(name, 1)))[:2] for name in workers]
+    positions = [(1, 2), (1, 2), (1, 3), (9, 4), (1, 9)]
+    told += [await append(store, "job_a", *position, "x", "y") for position in positions]
+    drain, owners = Retrying("drain"), ("w2", "w1", "w1")
+    told += [await store.requeue("job_a", owner, drain, lost=True) for owner in owners]
     told.append(await append(store, "job_a", 1, 6, "zombie"))
     told.append(await start(store, "job_a", "w2"))
     told += [await store.cancel(job_id) for job_id in ("job_a", "job_b", "job_x")]
@@ -176,11 +177,21 @@ def cluster_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
     server.kill()
 
 
+async def _own_all_slots(redis: Redis) -> None:
+    command: Callable[..., Awaitable[bytes]] = redis.execute_command
+    await command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+
+    async def is_up() -> bool:
+        return "cluster_state:ok" in str(await command("CLUSTER", "INFO"))
+
+    await eventually(is_up)
+
+
 async def test_no_step_leaves_its_slot_in_a_cluster(cluster_url: str, keys: Keys) -> None:
     """Every script and transaction stays in one slot; the control is one that does not."""
     lease_redis = lease_client(cluster_url, COMMAND_TIMEOUT_S)
     async with command_client(cluster_url) as redis:
-        await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        await _own_all_slots(redis)
         with pytest.raises(ResponseError, match="same slot"):
             await redis.mget(keys.job("job_a").record, keys.job("job_b").record)
         assert await _tell(Fleet.of(redis, lease_redis, keys))

@@ -65,7 +65,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """This job cannot be done, its neighbours are unharmed. ``type`` is stable."""
+    """The job cannot be done; its neighbours are unharmed. ``type`` is stable."""
 
     type: str
     detail: str
