@@ -34,7 +34,7 @@ from tests.support.jobs import (
     start,
     submit,
 )
-from tests.support.servers import STARTABLE, Backend, Server
+from tests.support.servers import STARTABLE, Backend, Server, free_port
 from tests.support.waiting import eventually
 
 LUA = resources.files("common").joinpath("lua")
@@ -171,7 +171,9 @@ def cluster_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
     """A cluster of one node, which refuses what would not run on one of many."""
     backend: Backend = request.param
     assert backend.binary
-    server = Server(backend.binary, tmp_path, "--cluster-enabled", "yes")
+    # Its usual bus port, 10 000 above the other, may not exist.
+    flags = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server = Server(backend.binary, tmp_path, *flags)
     server.start()
     yield server.url
     server.kill()

@@ -69,7 +69,7 @@ class Server:
     """
 
     def __init__(self, binary: Path, data_dir: Path, *flags: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         place = ["--port", str(self.port), "--dir", str(data_dir)]
         self._command = [str(binary), *place, *_FLAGS, *flags]
         self._log = data_dir / "server.log"
@@ -142,7 +142,8 @@ def _answers(client: Redis) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
