@@ -6,7 +6,8 @@ of the log as they were read, so whoever moved the job in between wins.
 
 from collections.abc import Callable, Sequence
 
-from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Tokens, Usage
+from common.emitted import emitted
+from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
 from common.job_store import JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
 
@@ -16,20 +17,20 @@ _SETTLED = (Outcome.OK, Outcome.CLOSED, Outcome.GONE)
 Choose = Callable[[Snapshot], Ended | None]
 
 
-def completion_tokens(events: Sequence[Event]) -> int:
-    """Return how many tokens the log holds."""
-    return sum(len(event.ids) for event in events if isinstance(event, Tokens))
+def usage_so_far(events: Sequence[Event]) -> Usage:
+    """Return what the log knows of a job's tokens; only its worker knows the prompt's."""
+    return Usage(completion_tokens=len(emitted(events).ids))
 
 
 def cancelled(snapshot: Snapshot) -> Cancelled:
     """Return the end of a job that was cancelled while it waited."""
-    usage = Usage(completion_tokens=completion_tokens(snapshot.events))
+    usage = usage_so_far(snapshot.events)
     return Cancelled(FinishReason.CANCELLED, usage=usage, attempts=snapshot.record.attempts)
 
 
 def expired(snapshot: Snapshot) -> Expired:
     """Return the end of a job whose deadline passed while it waited."""
-    usage = Usage(completion_tokens=completion_tokens(snapshot.events))
+    usage = usage_so_far(snapshot.events)
     return Expired(FinishReason.EXPIRED, usage=usage, attempts=snapshot.record.attempts)
 
 
@@ -42,7 +43,7 @@ def worker_lost(snapshot: Snapshot) -> Failed:
     )
     return Failed(
         FinishReason.ERROR,
-        usage=Usage(completion_tokens=completion_tokens(snapshot.events)),
+        usage=usage_so_far(snapshot.events),
         attempts=record.attempts,
         error=ErrorInfo("worker-lost", detail),
     )

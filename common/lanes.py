@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from common.jobs import Priority
 from common.keys import ORPHANS, Keys
@@ -127,12 +129,19 @@ class Lanes:
 
     async def depths(self) -> list[LaneDepth]:
         """Return every lane with what waits and what is held."""
-        depths = []
-        lanes = await self._redis.smembers(self._keys.lanes)  # type: ignore[misc]
-        for raw in sorted(lanes):
-            lane = raw.decode()
-            length = await self._redis.xlen(self._keys.lane(lane))
-            groups = await self._redis.xinfo_groups(self._keys.lane(lane)) if length else []
-            pending = sum(int(group["pending"]) for group in groups)
-            depths.append(LaneDepth(lane, waiting=length - pending, pending=pending))
-        return depths
+        lanes = sorted(await self._redis.smembers(self._keys.lanes))  # type: ignore[misc]
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for lane in lanes:
+                pipeline.xlen(self._keys.lane(lane.decode()))
+                pipeline.xinfo_groups(self._keys.lane(lane.decode()))
+            replies = await pipeline.execute(raise_on_error=False)
+        return [
+            _depth(lane.decode(), length, groups)
+            for lane, length, groups in zip(lanes, replies[::2], replies[1::2], strict=True)
+            if not isinstance(groups, ResponseError)  # released since its name was read
+        ]
+
+
+def _depth(lane: str, length: int, groups: list[dict[str, Any]]) -> LaneDepth:
+    pending = sum(int(group["pending"]) for group in groups)
+    return LaneDepth(lane, waiting=length - pending, pending=pending)

@@ -76,10 +76,12 @@ class Heartbeat:
         reply = self._run([self._keys.model(info.model).workers], [info.id, self._lease_ms, mode])
         if reply[0] != b"OK":
             return False
+        # Two transactions, because in a cluster the two keys are in two slots.
         with self._redis.pipeline(transaction=True) as pipeline:
             key = self._keys.worker(info.id)
             pipeline.hset(key, mapping={"info": _encoder.encode(info), "beat_ms": reply[1]})
             pipeline.pexpire(key, self._lease_ms)
+            pipeline.execute()
             pipeline.zadd(self._keys.models, {info.model: reply[1]})
             pipeline.expire(self._keys.models, MODEL_MEMORY_S)
             pipeline.execute()

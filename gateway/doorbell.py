@@ -87,9 +87,10 @@ class Doorbell:
     async def _connect(self) -> None:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
-        await connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
         self._heard_at = time.monotonic()
+        # Before the command is sent: a channel that comes while it is must send its own.
         self._connection = connection
+        await connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -122,8 +123,12 @@ class Doorbell:
                 raise ConnectionError("the subscription is deaf: its probe did not come back")
 
     async def _send(self, command: str, channel: str) -> None:
-        """Send now, or leave it to the next connect, which subscribes to every channel."""
-        if self._connection is None:
+        """Send now, or leave it to the next connect, which subscribes to every channel.
+
+        A connection that just broke would be reconnected by its ``send_command``, behind our back.
+        """
+        connection = self._connection
+        if connection is None or not connection.is_connected:
             return
         with contextlib.suppress(*UNAVAILABLE):
-            await self._connection.send_command(command, channel, check_health=False)
+            await connection.send_command(command, channel, check_health=False)

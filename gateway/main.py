@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import secrets
+import signal
 import socket
 import sys
 from types import FrameType
@@ -149,10 +150,15 @@ class Server(uvicorn.Server):
         """Begin the shutdown from inside the process."""
         self.should_exit = True
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the drain with the signal: ``/readyz`` says so at once."""
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """Begin the drain with the signal: ``/readyz`` says so at once. A second Ctrl-C hurries.
+
+        uvicorn's own handler raises the signal again after the shutdown, so that a gateway which
+        was stopped in order would end like one that was killed.
+        """
         self._streams.draining = True
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, ask the streams to end, wait for them with a deadline."""

@@ -130,7 +130,7 @@ class Relay:
                 await self._doorbell.subscribe(self._keys.job(job_id).live)
             await self._read_log(watch)
         except BaseException:
-            self._watches.pop(job_id, None)
+            await self._release(watch)
             raise
         return watch
 

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
-from common.endings import completion_tokens
-from common.events import Completed, Ended, Event, Reset, Tokens, Usage, decode_event, is_terminal
+from common.emitted import emitted
+from common.endings import usage_so_far
+from common.events import Ended, Usage, decode_event, is_terminal
 from common.job_store import JobRecord, Snapshot
 from common.registry import LiveWorker
 from gateway.schemas import JobView, WorkerView
@@ -25,21 +26,13 @@ def rfc3339(milliseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def answer_text(events: tuple[Event, ...]) -> str:
-    """Return the sum of the deltas since the last ``reset``."""
-    parts: list[str] = []
-    for event in events:
-        if isinstance(event, Tokens):
-            parts.append(event.text)
-        elif isinstance(event, Reset):
-            parts.clear()
-    return "".join(parts)
-
-
 def job_view(snapshot: Snapshot) -> JobView:
     """Return a job with its text."""
-    so_far = Usage(completion_tokens=completion_tokens(snapshot.events))
-    return _view(snapshot.record, usage=so_far, text=answer_text(snapshot.events))
+    return _view(
+        snapshot.record,
+        usage=usage_so_far(snapshot.events),
+        text=emitted(snapshot.events).text,
+    )
 
 
 def job_summary(record: JobRecord) -> JobView:
@@ -76,7 +69,6 @@ def _end(record: JobRecord) -> Ended | None:
         return None
     event = decode_event(record.result)
     assert is_terminal(event)
-    assert not isinstance(event, Completed) or record.is_ended
     return event  # type: ignore[return-value] # is_terminal just said so
 
 

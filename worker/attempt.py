@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from common.endings import completion_tokens
+from common.emitted import emitted
 from common.events import (
     Cancelled,
     Completed,
@@ -21,23 +21,7 @@ from common.events import (
 from common.job_store import Snapshot
 from common.jobs import FinishReason
 from common.lanes import Claim
-from worker.engine.protocol import Delta, Emitted, Finished, Output, Prefilled, Refused
-
-
-def emitted(events: tuple[Event, ...]) -> Emitted:
-    """Return what earlier attempts logged, from the last ``reset`` on."""
-    ids: list[int] = []
-    text: list[str] = []
-    for event in events:
-        match event:
-            case Tokens():
-                ids += event.ids
-                text.append(event.text)
-            case Reset():
-                ids, text = [], []
-            case _:
-                continue
-    return Emitted(tuple(ids), "".join(text))
+from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +53,15 @@ class AttemptLog:
         self.payloads = [*grant.snapshot.payloads, encode_event(started)]
         self.confirmed = len(self.payloads)
         self.end: Ended | None = None  # set once; nothing is accepted after it
+        self.request = Request(  # what the engine works on now
+            grant.request_id, grant.snapshot.record.spec, emitted(grant.snapshot.events)
+        )
         self.expire = False  # the deadline passed: the engine was cancelled for that
         self.appended_at = time.monotonic()  # when Redis was last asked about the job
         self._started_at = time.monotonic()
         self._first_token_at = 0.0
         self._last_token_at = 0.0
-        self._index = completion_tokens(grant.snapshot.events)
+        self._index = len(self.request.emitted.ids)
         self._ids: list[int] = []  # of the next event
         self._text: list[str] = []
         self._prefilled = Prefilled(0, 0, 0.0)
@@ -109,6 +96,12 @@ class AttemptLog:
                 self.end = self._build_end(
                     Failed, FinishReason.ERROR, error=ErrorInfo(output.type, output.detail)
                 )
+
+    def restart(self, reason: str) -> None:
+        """Begin the answer anew, and tell its readers: the engine cannot continue the old one."""
+        self.payloads.append(encode_event(Reset(reason)))
+        self.request = Request(f"{self.request.id}:anew", self.request.spec)
+        self._index = 0
 
     def unsent(self) -> tuple[bytes, ...]:
         """Return the payloads from ``confirmed`` on; what is pending becomes one event."""

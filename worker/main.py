@@ -124,7 +124,16 @@ class Worker:
                 for task in background:
                     task.cancel()
         except BaseExceptionGroup as failures:
+            if isinstance(failures.exceptions[0], EngineFailed):
+                await self._hand_over()
             raise failures.exceptions[0] from None
+
+    async def _hand_over(self) -> None:
+        """Give the jobs of a failed engine away at once, rather than when the lease is over."""
+        try:
+            await self._runner.hand_over("engine_failed", lost=True)
+        except AWAY as error:
+            _log.warning("hand_over_failed", error=str(error))
 
     def _serve_metrics(self, port: int) -> None:
         if not port:

@@ -13,7 +13,7 @@ import structlog
 from common.job_store import LOST, Append, Outcome
 from worker.attempt import AttemptLog
 from worker.backend import AWAY, RETRY_S, Backend
-from worker.engine.protocol import Engine, Output
+from worker.engine.protocol import UNRESUMABLE, Engine, Output, Refused
 from worker.lease import Lease
 from worker.metrics import Metrics
 
@@ -45,7 +45,10 @@ class Publisher:
         def take(output: Output) -> None:
             if self.attempts.get(log.job_id) is not log:
                 return  # fenced or handed over: somebody else writes this job now
-            log.take(output)
+            if isinstance(output, Refused) and output.type == UNRESUMABLE:
+                self._restart(log, output.detail)
+            else:
+                log.take(output)
             self._dirty.add(log.job_id)
             self._wake.set()
             if log.end is not None or log.is_first_token:
@@ -54,13 +57,19 @@ class Publisher:
         return take
 
     def add(self, log: AttemptLog) -> None:
-        """Take over the attempt that ``start`` granted."""
+        """Take over the attempt that ``start`` granted, and let the engine run it."""
         self.attempts[log.job_id] = log
+        self._engine.submit(log.request, self.sink(log))
+
+    def _restart(self, log: AttemptLog, reason: str) -> None:
+        _log.warning("answer_reset", job=log.job_id, reason=reason)
+        log.restart(reason)
+        self._engine.submit(log.request, self.sink(log))
 
     def cancel(self, job_id: str) -> None:
         """End a running job early; an unknown one has just ended or moved."""
         if log := self.attempts.get(job_id):
-            self._engine.cancel(log.grant.request_id)
+            self._engine.cancel(log.request.id)
 
     def drop_all(self) -> list[AttemptLog]:
         """Stop writing every running job, because others own them now; returns them."""
@@ -134,7 +143,7 @@ class Publisher:
             self._dirty.add(log.job_id)
         if outcome in (Outcome.CANCEL, Outcome.EXPIRED):
             log.expire |= outcome is Outcome.EXPIRED
-            self._engine.cancel(log.grant.request_id)
+            self._engine.cancel(log.request.id)
 
     async def _lose(self, log: AttemptLog, outcome: Outcome) -> None:
         """Stop an attempt whose job has its end already, is gone, or belongs to another one."""
@@ -163,7 +172,7 @@ class Publisher:
             await self._lose(log, outcome)
 
     def _drop(self, log: AttemptLog) -> None:
-        self._engine.cancel(log.grant.request_id)
+        self._engine.cancel(log.request.id)
         self._forget(log)
 
     def _forget(self, log: AttemptLog) -> None:

@@ -10,10 +10,10 @@ from common.events import Retrying, Started
 from common.job_store import Outcome, Snapshot
 from common.lanes import Claim, LeaseLapsed
 from common.names import worker_id
-from worker.attempt import AttemptLog, Grant, emitted
+from worker.attempt import AttemptLog, Grant
 from worker.backend import AWAY, RETRY_S, Backend
 from worker.bell import Bell
-from worker.engine.protocol import Engine, Request
+from worker.engine.protocol import Engine
 from worker.lease import Lease
 from worker.publisher import Publisher
 
@@ -77,7 +77,7 @@ class Runner:
                     await self._wait_for_work(RETRY_S)
         except TimeoutError:
             _log.info("drain_timeout", held=self.num_held)
-        await self._hand_over()
+        await self.hand_over("drain", lost=False)
 
     async def rejoin(self, bell: Bell) -> None:
         """Whenever the sweep has removed this worker: drop its jobs, come back under a new ID."""
@@ -91,10 +91,11 @@ class Runner:
             await self._lease.joined.wait()
             self.work.set()
 
-    async def _hand_over(self) -> None:
+    async def hand_over(self, reason: str, *, lost: bool) -> None:
+        """Let every job of this worker wait for another one; ``lost`` counts against the job."""
         for log in self._publisher.drop_all():
             owner = log.grant.worker_id
-            await self._backend.store.requeue(log.job_id, owner, Retrying("drain"), lost=False)
+            await self._backend.store.requeue(log.job_id, owner, Retrying(reason), lost=lost)
         await self._backend.lanes.hand_back(self.worker_id)
         # A claim that is still on its way would come after the hand-over.
         self.may_hold_entries = not self._not_claiming.is_set()
@@ -108,7 +109,7 @@ class Runner:
         except LeaseLapsed:
             return []  # not joined yet, or swept: the lease says which
         except AWAY as error:
-            # The claim may have been applied and its reply lost: its entries must not be stuck.
+            # It may have been applied and its reply lost: the entries must not be stuck.
             self._publisher.reconcile.set()
             _log.warning("claim_failed", error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -120,11 +121,7 @@ class Runner:
         if self._twice <= kept and not self._publisher.reconcile.is_set():
             return
         self._publisher.reconcile.clear()
-        try:
-            await self._backend.lanes.hand_back(holder, kept)
-        except AWAY:
-            self._publisher.reconcile.set()
-            raise
+        await self._backend.lanes.hand_back(holder, kept)
         self._twice &= kept
 
     async def _wait_for_work(self, timeout_s: float) -> None:
@@ -151,11 +148,6 @@ class Runner:
             self.work.set()
             return
         self._publisher.add(log)
-        grant = log.grant
-        request = Request(
-            grant.request_id, grant.snapshot.record.spec, emitted(grant.snapshot.events)
-        )
-        self._engine.submit(request, self._publisher.sink(log))
 
     async def _start(self, claim: Claim, holder: str) -> AttemptLog | None:
         """Start the job, or end and release it where it must not start. Outlasts outages."""

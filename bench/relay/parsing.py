@@ -13,7 +13,7 @@ from common.events import Tokens, decode_event
 from common.keys import Keys
 
 _TOKENS = rb'(?:\{"kind":"tokens","index":(\d+),"ids":\[([\d,]*)\])?'
-_SSE_EVENT = re.compile(rb"\nid: (\d+)\nevent: \w+\ndata: " + _TOKENS + rb"[^\n]*\n\n")
+_SSE_EVENT = re.compile(rb"id: (\d+)\nevent: \w+\ndata: " + _TOKENS + rb"[^\n]*\n\n")
 _WS_EVENT = re.compile(rb'\{"type":"event","job":"\w+","n":(\d+),"event":' + _TOKENS)
 
 

@@ -1,33 +1,37 @@
 """Key names: one hash tag per script, and no two things under one name."""
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
+from common import keys
 from common.jobs import Priority
 from common.keys import ORPHANS, JobKeys, Keys, ModelKeys
 from common.names import is_name
+from tests.support.leaks import UNEXPIRING
 
 KEYS = Keys("hr")
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,20}", fullmatch=True).filter(is_name)
 
 
-def _all_of_job(keys: JobKeys) -> list[str]:
-    return [keys.record, keys.log, keys.live]
+def _all_of_job(job: JobKeys) -> list[str]:
+    return [job.record, job.log, job.live]
 
 
-def _all_of_model(keys: ModelKeys, tenant: str) -> list[str]:
-    fixed = [keys.lanes, keys.jobs, keys.workers, keys.sweeper, keys.bell, keys.lane(ORPHANS)]
-    lanes = [keys.lane(f"{priority}:{tenant}") for priority in Priority]
-    return fixed + lanes + [keys.ring(priority) for priority in Priority]
+def _all_of_model(model: ModelKeys, tenant: str) -> list[str]:
+    fixed = [model.lanes, model.jobs, model.workers, model.sweeper, model.bell]
+    lanes = [model.lane(f"{priority}:{tenant}") for priority in Priority]
+    rings = [model.ring(priority) for priority in Priority]
+    return [*fixed, model.lane(ORPHANS), *lanes, *rings]
 
 
-def _slots(keys: list[str]) -> set[int]:
-    return {key_slot(key.encode()) for key in keys}
+def _slots(names: list[str]) -> set[int]:
+    return {key_slot(name.encode()) for name in names}
 
 
 @given(names)
@@ -63,10 +67,10 @@ def test_no_two_things_have_one_name(words: set[str]) -> None:
 @pytest.mark.parametrize("prefix", ["hr", "a-b_9"])
 def test_every_key_begins_with_the_prefix(prefix: str) -> None:
     """Installations with different prefixes share a server without meeting."""
-    keys = Keys(prefix)
-    found = [*_all_of_job(keys.job("j")), *_all_of_model(keys.model("m"), "t")]
-    found += [keys.worker("w"), keys.worker_ctl("w"), keys.models, keys.secret]
-    found += [keys.tenant_jobs("t"), keys.probe("g")]
+    ours = Keys(prefix)
+    found = [*_all_of_job(ours.job("j")), *_all_of_model(ours.model("m"), "t")]
+    found += [ours.worker("w"), ours.worker_ctl("w"), ours.models, ours.secret]
+    found += [ours.tenant_jobs("t"), ours.probe("g")]
     assert all(key.startswith(f"{prefix}:") for key in found)
 
 
@@ -74,3 +78,18 @@ def test_every_key_begins_with_the_prefix(prefix: str) -> None:
 def test_a_doorbell_names_its_job(job_id: str) -> None:
     """The relay finds the job in the channel's name."""
     assert KEYS.job_of_live(KEYS.job(job_id).live) == job_id
+
+
+def test_the_list_of_what_may_stay_is_the_written_one() -> None:
+    """The keys that the tests let stay are those whose row says that no TTL ends them."""
+    rows = re.findall(
+        r"^``(.+?)``  .*?  (?:until it is empty|for ever)$", keys.__doc__ or "", re.MULTILINE
+    )
+    samples = {"MODEL": "m", "PRIO": "low", "TENANT": "t"}
+    names = {
+        re.sub("MODEL|PRIO|TENANT", lambda word: samples[word[0]], name)
+        for name in row.findall(keys.__doc__ or "")
+    }
+    matched = {name: [p for p in UNEXPIRING if re.fullmatch(p, name)] for name in names}
+    assert all(len(patterns) == 1 for patterns in matched.values())
+    assert {patterns[0] for patterns in matched.values()} == set(UNEXPIRING)

@@ -1,5 +1,6 @@
 """Lanes: who gets which job, and where a dead worker's jobs go."""
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -280,3 +281,21 @@ async def test_depths_tell_waiting_from_held(lanes: Lanes) -> None:
         LaneDepth("high:b", waiting=0, pending=1),
         LaneDepth("normal:a", waiting=2, pending=1),
     ]
+
+
+async def test_depths_race_with_the_release_of_a_lane(lanes: Lanes) -> None:
+    """Lanes that come and go while they are counted are counted whole or not at all."""
+    seen: set[LaneDepth] = set()
+
+    async def work() -> None:
+        for i in range(200):
+            await _enqueue(lanes, f"j{i}")
+            for claim in await lanes.claim("w1", 1):
+                await lanes.release("w1", claim)
+
+    async with within(), asyncio.TaskGroup() as tasks:
+        worker = tasks.create_task(work())
+        while not worker.done():
+            seen.update(await lanes.depths())
+    lane = f"normal:{TENANT}"
+    assert seen <= {LaneDepth(lane, 1, 0), LaneDepth(lane, 0, 1)}

@@ -12,7 +12,7 @@ from tests.support.waiting import within
 
 pytestmark = pytest.mark.anyio
 
-LONG = 3 * NUM_TOKENS
+LONG = 2 * NUM_TOKENS
 
 
 async def disturb(fleet: Fleet, number: signal.Signals, exit_code: int) -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 TAKEN_OVER = "accepted started tokens retrying started tokens completed"
 UNDISTURBED = "accepted started tokens completed"
 PROMPTS = [f"Question {number} of a long night" for number in range(8)]
-LONG = 4 * NUM_TOKENS
+LONG = 2 * NUM_TOKENS
 
 
 async def run_all(fleet: Fleet, prompts: list[str]) -> list[Story]:

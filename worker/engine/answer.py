@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from common.emitted import Emitted
 from common.jobs import FinishReason, JobSpec
-from worker.engine.protocol import Delta, Emitted, Finished
+from worker.engine.protocol import Delta, Finished
 from worker.engine.text import Step, TextStream
 
 

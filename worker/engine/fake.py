@@ -18,6 +18,7 @@ from common.jobs import FinishReason, JobSpec
 from worker.engine.answer import Answer, TakeoverMismatch
 from worker.engine.meter import Meter
 from worker.engine.protocol import (
+    UNRESUMABLE,
     EngineInfo,
     EngineStats,
     Finished,
@@ -161,7 +162,7 @@ class FakeEngine:
             try:
                 self._open(run, prompt)
             except TakeoverMismatch as error:
-                refusal = Refused("takeover-mismatch", str(error))
+                refusal = Refused(UNRESUMABLE, str(error))
         if refusal is not None:
             self._remove(run)
             run.sink(refusal)

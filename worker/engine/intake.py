@@ -6,7 +6,7 @@ from jinja2 import TemplateError
 
 from common.jobs import JobSpec
 from worker.engine.answer import Answer, TakeoverMismatch
-from worker.engine.protocol import Refused, Request
+from worker.engine.protocol import UNRESUMABLE, Refused, Request
 from worker.engine.sequence import Sequence
 from worker.engine.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class Intake:
         try:
             answer = Answer(spec, self._tokenizer.step(), self._limits.eos_ids, request.emitted)
         except TakeoverMismatch as error:
-            return Refused("takeover-mismatch", str(error))
+            return Refused(UNRESUMABLE, str(error))
         return Prepared(self._sequence(request, order, prompt_ids), answer)
 
     def _sequence(self, request: Request, order: int, prompt_ids: list[int]) -> Sequence:
@@ -98,5 +98,5 @@ class Intake:
         if max(prompt_ids) >= self._limits.vocab_len:
             return Refused("prompt-refused", "The prompt has tokens that the model does not know.")
         if max(request.emitted.ids, default=0) >= self._limits.vocab_len:
-            return Refused("takeover-mismatch", "Another model made the logged tokens.")
+            return Refused(UNRESUMABLE, "Another model made the logged tokens.")
         return None

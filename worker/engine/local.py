@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _NUM_TOKENIZER_THREADS = 2
-_ENGINE_FAILED = Refused("engine-failed", "The engine stopped; another worker can do the job.")
 
 
 @dataclass(slots=True, eq=False)
@@ -101,8 +100,7 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         run = self._runs[request.id] = _Run(request, sink)
         if self._failed.is_set():
-            loop.call_soon(self._end, run, _ENGINE_FAILED)
-            return
+            return  # nothing is delivered any more
         prepare = self._parts.intake.prepare
         preparing = loop.run_in_executor(self._pool, prepare, request, next(self._orders))
         preparing.add_done_callback(partial(self._on_prepared, run))
@@ -205,9 +203,8 @@ class LocalEngine:
 
     def _fail(self, cause: BaseException) -> None:
         self._cause = cause
+        self._runs.clear()
         self._failed.set()
-        for run in list(self._runs.values()):
-            self._end(run, _ENGINE_FAILED)
 
 
 def _read_model(

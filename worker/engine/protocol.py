@@ -7,35 +7,28 @@ last of them off the thread that runs the model.
 For every request that ``submit`` accepted, the sink receives one ``Prefilled`` at most, any number
 of ``Delta``, and exactly one ``Finished`` or ``Refused``, in this order, on the event loop from
 which ``submit`` was called. After ``cancel`` the end is ``Finished(CANCELLED)``, unless another end
-was already on its way. After ``close`` nothing is delivered.
+was already on its way. After ``close``, and after ``wait_failed`` has raised, nothing is delivered:
+a job that an engine lost is another engine's to finish.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.emitted import NOTHING, Emitted
 from common.jobs import FinishReason, JobSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Emitted:
-    """What earlier attempts of the job already logged; the engine continues after it.
-
-    ``ids`` are all generated token IDs, ``text`` is the text that was sent for them (it can be
-    shorter than their decoding: half a character or a possible stop string is held back).
-    """
-
-    ids: tuple[int, ...] = ()
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
-    """One job for the engine. ``id`` is unique per attempt (``job:epoch``)."""
+    """One job for the engine, which continues after what earlier attempts ``emitted``.
+
+    ``id`` is unique per attempt (``job:epoch``).
+    """
 
     id: str
     spec: JobSpec
-    emitted: Emitted = Emitted()
+    emitted: Emitted = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +63,9 @@ class Refused:
     type: str
     detail: str
 
+
+UNRESUMABLE = "takeover-mismatch"
+"""The type of a ``Refused`` for what was emitted: submitted without it, the job can be done."""
 
 Output = Prefilled | Delta | Finished | Refused
 Sink = Callable[[Output], None]

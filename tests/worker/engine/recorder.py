@@ -2,8 +2,9 @@
 
 import asyncio
 
+from common.emitted import Emitted
 from common.jobs import FinishReason
-from worker.engine.protocol import Delta, Emitted, Finished, Output, Prefilled, Refused
+from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused
 
 DEADLINE_S = 60.0
 

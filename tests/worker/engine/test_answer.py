@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.emitted import Emitted
 from common.jobs import JobSpec
 from tests.worker.engine.recorder import EOS, FRESH, LENGTH, STOP
 from worker.engine.answer import Answer, TakeoverMismatch
-from worker.engine.protocol import Emitted
 from worker.engine.text import byte_step
 
 EOS_ID = 256

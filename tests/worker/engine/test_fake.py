@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from common.emitted import Emitted
 from common.errors import EngineFailed
 from common.jobs import JobSpec, Message
 from tests.worker.engine.recorder import CANCELLED, EOS, FRESH, LENGTH, STOP, Recorder
 from worker.engine.fake import EOS_ID, FakeEngine
-from worker.engine.protocol import Emitted, Output, Request
+from worker.engine.protocol import Output, Request
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,125 @@
+"""The Redis clients, when the server is silent, away, or loses a reply."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+
+from common import connections
+from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
+from common.keys import Keys
+from tests.support.servers import Server
+from tests.support.waiting import within
+
+TIMEOUT_S = 0.2
+
+
+async def test_a_silent_server_is_an_error_soon(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command to a server that hangs fails after the timeout, and works when it is back."""
+    monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", TIMEOUT_S)
+    async with within(), command_client(own_server.url) as client:
+        await client.ping()
+        own_server.freeze()
+        with pytest.raises(UNAVAILABLE):
+            await client.ping()
+        own_server.thaw()
+        assert await client.ping()
+
+
+def test_the_lease_thread_learns_of_a_silent_server(own_server: Server) -> None:
+    """A renewal that gets no answer is an error within its own timeout."""
+    client = lease_client(own_server.url, TIMEOUT_S)
+    client.ping()
+    own_server.freeze()
+    with pytest.raises(UNAVAILABLE):
+        client.ping()
+    own_server.thaw()
+    assert client.ping()
+    client.close()
+
+
+async def test_clients_outlive_a_restart(own_server: Server) -> None:
+    """While the server is away commands fail at once; with the server they are back."""
+    async with within(), command_client(own_server.url) as client:
+        await client.set("a", 1)
+        own_server.stop()
+        with pytest.raises(UNAVAILABLE):
+            await client.get("a")
+        own_server.start()
+        assert await client.get("a") == b"1"
+
+
+async def test_a_subscription_waits_for_longer_than_a_command(
+    redis: Redis, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reads of a subscription have no timeout, so silence is no error."""
+    monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", 0.01)
+    channel = keys.probe("g")
+    async with within(), pubsub_client(redis_url) as client, client.pubsub() as pubsub:
+        await pubsub.subscribe(channel)
+        assert await pubsub.get_message(timeout=None)
+        quiet = asyncio.ensure_future(pubsub.get_message(timeout=None))
+        done, _ = await asyncio.wait([quiet], timeout=0.05)
+        assert not done
+        await redis.publish(channel, "at last")
+        assert (await quiet)["data"] == b"at last"
+
+
+@asynccontextmanager
+async def _reply_eater(url: str, eats: Callable[[bytes], bool]) -> AsyncIterator[str]:
+    """Relay to the server, but close instead of returning the reply to what ``eats`` chooses."""
+    host, _, port = url.removeprefix("redis://").partition(":")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        while request := await reader.read(65_536):
+            up_writer.write(request)
+            reply = await up_reader.read(65_536)
+            if eats(request):
+                break
+            writer.write(reply)
+        for stream in (writer, up_writer):
+            stream.close()
+            await stream.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_write_whose_reply_is_lost_is_not_sent_again(
+    lost: bool, own_server: Server
+) -> None:
+    """A blind retry would count twice: the caller gets the error and decides.
+
+    The control is the same relay that loses nothing.
+    """
+    eater = _reply_eater(own_server.url, lambda request: lost and b"INCR" in request)
+    async with within(), eater as url, command_client(url) as client:
+        if lost:
+            with pytest.raises(UNAVAILABLE):
+                await client.incr("count")
+        else:
+            await client.incr("count")
+        assert await client.get("count") == b"1"
+
+
+@pytest.mark.parametrize("make", [command_client, pubsub_client])
+async def test_a_socket_in_the_file_system_takes_no_tcp_options(make: Any) -> None:
+    """A ``unix:`` URL, as the embedded server has one, gives a client that can connect."""
+    async with make("unix:///nowhere/valkey.sock") as client:
+        with pytest.raises(UNAVAILABLE):
+            await client.ping()
+
+
+def test_the_lease_client_is_blocking(redis_url: str) -> None:
+    """The lease thread has no event loop."""
+    with lease_client(redis_url, 1.0) as client:
+        assert isinstance(client, SyncRedis)
+        assert client.ping()

@@ -1,0 +1,28 @@
+"""What the server must be like before anything is accepted."""
+
+import pytest
+
+from common.connections import command_client
+from common.errors import StartupFailed
+from common.server import eviction_policy, require_no_eviction
+from tests.support.servers import Server
+
+
+async def test_a_server_that_evicts_is_refused(own_server: Server) -> None:
+    """A server that may throw jobs away stops the start, and the line says what to do."""
+    async with command_client(own_server.url) as client:
+        await require_no_eviction(client)
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(StartupFailed, match=r"allkeys-lru.*CONFIG SET maxmemory-policy"):
+            await require_no_eviction(client)
+
+
+async def test_a_server_that_will_not_say_is_accepted(own_server: Server) -> None:
+    """A managed server without ``CONFIG`` is taken at its operator's word."""
+    async with command_client(own_server.url) as client:
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        await client.acl_setuser(
+            "default", enabled=True, nopass=True, commands=["+ping", "-config"]
+        )
+        assert await eviction_policy(client) is None
+        await require_no_eviction(client)

@@ -1,0 +1,34 @@
+"""Fixtures of the worker's tests."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from common.keys import Keys
+from tests.support.jobs import MODEL
+from tests.worker.rig import Rig
+from worker.backend import Backend
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+async def make_rig(redis_url: str, keys: Keys, redis: Redis) -> AsyncIterator[MakeRig]:
+    """Makes workers on the session's server; those that the test left alive are killed."""
+    rigs: list[Rig] = []
+
+    def make(url: str = redis_url, **options: Any) -> Rig:
+        rigs.append(Rig(url, keys, **options))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        await rig.kill()
+
+
+@pytest.fixture
+def backend(redis: Redis, keys: Keys) -> Backend:
+    """What gateways and tests see, on a connection of its own."""
+    return Backend.on(redis, keys, MODEL)

@@ -1,0 +1,270 @@
+"""One attempt turns engine outputs into numbered events and loses none."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.emitted import Emitted, emitted
+from common.events import (
+    Accepted,
+    Cancelled,
+    Completed,
+    Event,
+    Expired,
+    Failed,
+    Reset,
+    Retrying,
+    Started,
+    Tokens,
+    decode_event,
+    encode_event,
+)
+from common.job_store import JobRecord, Snapshot
+from common.jobs import FinishReason, JobSpec, JobState
+from common.lanes import Claim
+from worker.attempt import AttemptLog, Grant
+from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused
+
+ACCEPTED = Accepted("j", "tiny")
+CANCELLED = Finished(FinishReason.CANCELLED)
+LENGTH = Finished(FinishReason.LENGTH)
+FIRST_LIFE: tuple[Event, ...] = (
+    ACCEPTED,
+    Started("w0", 1),
+    Tokens(0, (7, 8), "ab"),
+    Tokens(2, (9,), ""),
+    Retrying("worker_lost"),
+)
+
+
+def make_log(events: tuple[Event, ...] = (ACCEPTED,)) -> AttemptLog:
+    """Return the log of an attempt that follows these events."""
+    record = JobRecord(
+        id="j",
+        tenant="acme",
+        incarnation="i",
+        spec=JobSpec("tiny", 8),
+        state=JobState.QUEUED,
+        epoch=1,
+        next=len(events),
+        attempts=1,
+        losses=0,
+        owner="",
+        cancel=False,
+        created_ms=1,
+        started_ms=0,
+        finished_ms=0,
+        deadline_ms=2,
+        retention_ms=3,
+        result=None,
+    )
+    snapshot = Snapshot(record, tuple(map(encode_event, events)), events)
+    grant = Grant(Claim("j", "normal:acme", "1-0"), snapshot, 2, 2, 1.5, "w1")
+    return AttemptLog(grant, Started("w1", 2))
+
+
+def take(log: AttemptLog, *outputs: Output) -> AttemptLog:
+    """Give the log these outputs."""
+    for output in outputs:
+        log.take(output)
+    return log
+
+
+def flush(log: AttemptLog) -> list[Event]:
+    """Return the events to send, and confirm them."""
+    payloads = log.unsent()
+    log.confirm(log.confirmed + len(payloads))
+    return [decode_event(payload) for payload in payloads]
+
+
+def test_a_fresh_attempt_has_everything_confirmed() -> None:
+    """What ``start`` wrote is in Redis, so nothing is to be sent."""
+    log = make_log()
+    assert (log.job_id, log.grant.request_id) == ("j", "j:2")
+    assert [decode_event(payload) for payload in log.payloads] == [ACCEPTED, Started("w1", 2)]
+    assert (log.confirmed, log.is_sent, log.unsent()) == (2, True, ())
+
+
+def test_what_is_pending_becomes_one_event() -> None:
+    """Deltas between two flushes are merged, IDs without text included."""
+    log = take(make_log(), Delta((1,), "a"), Delta((2,), ""), Delta((3,), "bc"))
+    assert not log.is_sent
+    assert flush(log) == [Tokens(0, (1, 2, 3), "abc")]
+    assert log.is_sent
+    assert flush(log) == []
+
+
+def test_text_without_a_token_is_sent_too() -> None:
+    """Held-back text that an end releases belongs to no new token."""
+    log = take(make_log(), Delta((1,), ""))
+    flush(log)
+    take(log, Delta((), "tail"))
+    assert not log.is_sent
+    assert flush(log) == [Tokens(1, (), "tail")]
+
+
+def test_the_index_counts_over_attempts() -> None:
+    """The first token of a second attempt follows the last of the first one."""
+    log = take(make_log(FIRST_LIFE), Delta((10,), "c"))
+    assert flush(log) == [Tokens(3, (10,), "c")]
+    take(log, Delta((11, 12), "d"))
+    assert flush(log) == [Tokens(4, (11, 12), "d")]
+
+
+def test_the_engine_continues_after_all_that_was_logged() -> None:
+    """IDs and text of earlier attempts are summed up, from the last reset on."""
+    assert emitted(FIRST_LIFE) == Emitted((7, 8, 9), "ab")
+    assert emitted((*FIRST_LIFE, Reset("other"), Tokens(0, (1,), "x"))) == Emitted((1,), "x")
+    assert emitted((ACCEPTED,)) == Emitted()
+
+
+def test_only_the_first_new_token_is_urgent() -> None:
+    """It asks for a flush of its own; a prefill, text alone and later tokens do not."""
+    log = take(make_log(FIRST_LIFE), Prefilled(3, 0, 0.1), Delta((), "a"))
+    assert not log.is_first_token
+    take(log, Delta((1,), ""))
+    assert log.is_first_token
+    flush(log)
+    assert not log.is_first_token
+    take(log, Delta((2,), "b"))
+    assert not log.is_first_token
+
+
+def test_a_server_that_lost_its_tail_gets_it_again() -> None:
+    """The same payloads go out under the same numbers, those of earlier attempts included."""
+    log = make_log(FIRST_LIFE)
+    for n in range(4):
+        take(log, Delta((n,), str(n)))
+        flush(log)
+    before = list(log.payloads)
+    take(log, Delta((4,), "4"))
+    log.confirm(3)
+    assert not log.is_sent
+    assert log.unsent() == (*before[3:], encode_event(Tokens(7, (4,), "4")))
+    assert log.payloads[: len(before)] == before
+
+
+def test_a_longer_log_than_ours_is_never_confirmed() -> None:
+    """The number of confirmed events is at most the number of known ones."""
+    log = make_log()
+    log.confirm(99)
+    assert log.confirmed == 2
+
+
+def test_nothing_is_taken_after_the_end() -> None:
+    """The first end stays, and a late delta is dropped."""
+    log = take(make_log(), Delta((1,), "a"), LENGTH, Delta((2,), "b"), CANCELLED)
+    assert flush(log) == [Tokens(0, (1,), "a")]
+    assert isinstance(log.end, Completed)
+
+
+def test_a_natural_end_is_completed() -> None:
+    """Reason and EOS are the engine's, also where a cancel came too late."""
+    log = make_log()
+    log.expire = True
+    take(log, Finished(FinishReason.STOP, is_eos=True))
+    assert isinstance(log.end, Completed)
+    assert (log.end.finish_reason, log.end.is_eos) == (FinishReason.STOP, True)
+
+
+def test_a_cancelled_request_is_cancelled() -> None:
+    """The end says that somebody asked for it, with the attempt and the worker."""
+    log = take(make_log(), CANCELLED)
+    assert isinstance(log.end, Cancelled)
+    assert (log.end.finish_reason, log.end.is_eos) == (FinishReason.CANCELLED, False)
+    assert (log.end.attempts, log.end.worker) == (2, "w1")
+
+
+def test_a_request_cancelled_for_its_deadline_has_expired() -> None:
+    """The same engine output is another end when the deadline was the cause."""
+    log = make_log()
+    log.expire = True
+    take(log, CANCELLED)
+    assert isinstance(log.end, Expired)
+    assert log.end.finish_reason is FinishReason.EXPIRED
+
+
+def test_a_refusal_is_a_failure_with_its_reason() -> None:
+    """The engine's type and sentence reach the client."""
+    log = take(make_log(), Refused("prompt-too-long", "Shorten it."))
+    assert isinstance(log.end, Failed)
+    assert log.end.finish_reason is FinishReason.ERROR
+    assert log.end.error
+    assert (log.end.error.type, log.end.error.detail) == ("prompt-too-long", "Shorten it.")
+
+
+def test_usage_counts_the_tokens_of_all_attempts() -> None:
+    """Flushed, pending and earlier tokens count; the prompt's are the last prefill's."""
+    log = take(make_log(FIRST_LIFE), Prefilled(40, 30, 0.25), Delta((1,), "c"))
+    flush(log)
+    take(log, Delta((2, 3), "d"), LENGTH)
+    assert log.end
+    usage = log.end.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (40, 30, 6)
+
+
+def test_timings_are_those_of_this_attempt() -> None:
+    """Queue and prefill are as told; the clock of the tokens runs forward."""
+    log = take(make_log(), Prefilled(4, 0, 0.25), Delta((1,), "a"), Delta((2,), "b"), LENGTH)
+    assert log.end
+    times = log.end.timings
+    assert (times.queue_s, times.prefill_s) == (1.5, 0.25)
+    assert times.first_token_s > 0
+    assert times.decode_s > 0
+
+
+def test_without_a_token_there_is_no_first_token_time() -> None:
+    """An attempt that ends before its first token has zeros, not nonsense."""
+    log = take(make_log(), Delta((), "held"), CANCELLED)
+    assert log.end
+    assert (log.end.timings.first_token_s, log.end.timings.decode_s) == (0, 0)
+
+
+_DELTAS = st.builds(
+    Delta, st.lists(st.integers(0, 300), max_size=3).map(tuple), st.text(max_size=3)
+)
+_STEPS = st.lists(st.one_of(_DELTAS, st.just("flush"), st.just("reply lost"), st.integers(0, 8)))
+
+
+class ServerModel:
+    """The log as Redis keeps it: appends by number, and can lose its tail."""
+
+    def __init__(self, log: AttemptLog) -> None:
+        self.payloads = list(log.payloads)
+        self.num_known = len(self.payloads)  # what the attempt was granted stays
+
+    def append(self, n: int, payloads: tuple[bytes, ...]) -> int:
+        """Do what the script does; returns the log's next number."""
+        if n <= len(self.payloads):
+            self.payloads += payloads[len(self.payloads) - n :]
+        return len(self.payloads)
+
+    def lose(self, num_events: int) -> None:
+        """Forget the last events."""
+        del self.payloads[max(self.num_known, len(self.payloads) - num_events) :]
+
+
+@given(_STEPS)
+def test_any_interleaving_logs_the_concatenation(steps: list[Delta | str | int]) -> None:
+    """Whatever is flushed when, lost or repeated, the log says what the engine said, once."""
+    log = make_log(FIRST_LIFE)
+    server = ServerModel(log)
+    deltas = [step for step in steps if isinstance(step, Delta)]
+    for step in [*steps, "flush", "flush"]:
+        match step:
+            case Delta():
+                log.take(step)
+            case int():
+                server.lose(step)
+            case "flush":
+                log.confirm(server.append(log.confirmed, log.unsent()))
+            case _:
+                server.append(log.confirmed, log.unsent())
+    assert log.is_sent
+    events = tuple(decode_event(payload) for payload in server.payloads)
+    said = emitted(events)
+    assert said.ids == (7, 8, 9, *(i for delta in deltas for i in delta.ids))
+    assert said.text == "ab" + "".join(delta.text for delta in deltas)
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    assert [t.index for t in tokens] == [
+        sum(len(earlier.ids) for earlier in tokens[:at]) for at in range(len(tokens))
+    ]
