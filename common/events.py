@@ -63,11 +63,12 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Durations in seconds of the last attempt, each taken between clocks of one machine.
+    """Durations in seconds, each taken between two moments of one clock.
 
-    ``queue_s``: accepted → started (Redis clock). ``prefill_s``: the forward passes over the
-    prompt. ``first_token_s``: started → first new token. ``decode_s``: first → last token, so
-    TPOT is ``decode_s / (new tokens - 1)``.
+    ``queue_s``: accepted → first started (Redis's clock). The others are of the last attempt:
+    ``prefill_s``: the forward passes over the prompt. ``first_token_s``: started → first new token.
+    ``decode_s``: first → last new token. So TTFT is ``queue_s + first_token_s`` where there was one
+    attempt, and TPOT is ``decode_s / (new tokens - 1)``.
     """
 
     queue_s: float = 0.0

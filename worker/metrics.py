@@ -57,6 +57,8 @@ class Metrics:
         self._queue.observe(times.queue_s)
         self._prefill.observe(times.prefill_s)
         self._decode.observe(times.decode_s)
+        if end.attempts > 1:
+            return  # the first token was another worker's, and the pace is not of one run
         if times.first_token_s > 0:
             self._first_token.observe(times.queue_s + times.first_token_s)
         if end.usage.completion_tokens > 1:

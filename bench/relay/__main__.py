@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench.relay.idle import measure_idle
 from bench.relay.live import measure_live
-from bench.relay.report import Measured, label, show
+from bench.relay.report import Measured, show
 from bench.relay.rows import IdleRow, Row, plan
 from bench.relay.stack import Stack, choose_cores, running_stack
 
@@ -48,8 +48,8 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Write every run to this file.")] = None,
 ) -> None:
     """Measure what one gateway process costs per delivered event and per subscriber."""
-    rows = [row for row in plan(subscribers, rate, jobs) if only in label(row)]
-    _raise_file_limit(max(row.num_subscribers for row in rows) + 100)
+    rows = [row for row in plan(subscribers, rate, jobs) if only in str(row)]
+    _raise_file_limit(2 * max(row.num_subscribers for row in rows) + 100)
     try:
         measured = uvloop.run(_measure(rows, Options(runs, seconds, pin)))
     except KeyboardInterrupt:
@@ -66,12 +66,12 @@ async def _measure(rows: list[Row], options: Options) -> list[Measured]:
     """Run every row once, then again: what disturbs the machine for a while hits no row alone."""
     cores = choose_cores(pinned=options.pinned)
     os.sched_setaffinity(0, cores.others)
-    found = [Measured(label(row)) for row in rows]
+    found = [Measured(str(row)) for row in rows]
     gc.disable()  # recorded chunks are many, and no cycle is among them
     async with running_stack(cores) as stack:
         for run in range(options.runs):
             for number, row in enumerate(rows):
-                _progress.print(f"run {run + 1}/{options.runs}: {label(row)}", highlight=False)
+                _progress.print(f"run {run + 1}/{options.runs}: {row}", highlight=False)
                 found[number] = await _measure_once(found[number], row, stack, options.seconds)
                 await stack.redis.flushall()
                 gc.collect()
@@ -89,9 +89,11 @@ async def _measure_once(known: Measured, row: Row, stack: Stack, seconds: float)
 def _raise_file_limit(needed: int) -> None:
     """Allow a file per subscriber, here and in the children; refuse where the system forbids it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (resource.RLIM_INFINITY,) and hard < needed:
+    if resource.RLIM_INFINITY != hard < needed:
         raise SystemExit(f"this needs {needed} open files, and `ulimit -Hn` says {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-typer.run(main)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(main)
+app()

@@ -22,7 +22,7 @@ from bench.relay.appender import Done, Order
 from bench.relay.jobs import enqueue, submit
 from bench.relay.parsing import arrivals, published
 from bench.relay.recording import Recorder, connect, listener, subscriber, until_silent
-from bench.relay.rows import LiveRow, Source
+from bench.relay.rows import Door, LiveRow, Source
 from bench.relay.stack import Running, Stack
 from common.keys import Keys
 
@@ -63,18 +63,20 @@ class _Usage:
 async def measure_live(row: LiveRow, stack: Stack, seconds: float) -> Live:
     """Run the row once."""
     job_ids = await submit(stack.redis, row.num_jobs)
+    queued = await submit(stack.redis, row.num_waiting)
     async with stack.gateway() as gateway:
         bare = listener([Keys().job(job_id).live for job_id in job_ids])
         await connect(stack.valkey.port, [bare])
         readers = _readers(row, job_ids)
-        await connect(gateway.port, readers)
+        waiting = [subscriber(Door.SSE, job_id) for job_id in queued]
+        await connect(gateway.port, readers + waiting)
         async with _source(row, stack, job_ids, seconds) as done:
             await asyncio.sleep(WARM_UP_S)
             before = _usage(stack, gateway)
             await asyncio.sleep(seconds)
             after = _usage(stack, gateway)
         await until_silent([bare, *readers])
-        for recorder in (bare, *readers):
+        for recorder in (bare, *readers, *waiting):
             recorder.transport.abort()
     late_ms = done.result().late_ms if row.source is Source.APPENDER else None
     return _figures(_subscriptions(row, job_ids, readers, bare), before, after, late_ms)

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from bench.relay.idle import Idle
 from bench.relay.live import Live
-from bench.relay.rows import IdleRow, LiveRow, Row, Source
 
 AIM_US = 50
 AIM_P99_MS = 10
@@ -43,19 +42,6 @@ def _median(values: Iterable[object]) -> object:
     found = list(values)
     numbers = [value for value in found if isinstance(value, int | float)]
     return statistics.median(numbers) if numbers else found[0]
-
-
-def label(row: Row) -> str:
-    """Return the row's name in the table."""
-    if isinstance(row, IdleRow):
-        return str(row)
-    return f"{row}{_source(row)}"
-
-
-def _source(row: LiveRow) -> str:
-    if row.source is Source.WORKER:
-        return ", fake engine"
-    return ", one worker's flushes" if row.num_workers == 1 else ""
 
 
 def live_cells(measured: Measured) -> list[str]:

@@ -31,6 +31,7 @@ class LiveRow:
     rate: int
     source: Source = Source.APPENDER
     num_workers: int = 5
+    num_waiting: int = 0  # SSE subscribers beside them, each of a queued job of its own
 
     @property
     def appends_per_s(self) -> float:
@@ -38,8 +39,12 @@ class LiveRow:
         return self.rate * self.num_jobs / self.num_subscribers
 
     def __str__(self) -> str:
-        per_s = f"{self.rate:,} events/s"
-        return f"{self.door} {self.num_subscribers:,} × {self.num_jobs:,} jobs, {per_s}"
+        what = f"{self.door} {self.num_subscribers:,} × {self.num_jobs:,} jobs, {self.rate:,}/s"
+        if self.source is Source.WORKER:
+            return f"{what}, fake engine"
+        if self.num_waiting:
+            return f"{what}, beside {self.num_waiting:,} that wait"
+        return f"{what}, one worker's flushes" if self.num_workers == 1 else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def _variations(num_subscribers: int, rate: int) -> list[Row]:
         LiveRow(Door.SSE, num_subscribers, jobs, rate // 5),
         LiveRow(Door.SSE, num_subscribers, jobs, rate * 2),
         LiveRow(Door.SSE, num_subscribers, jobs, rate, num_workers=1),
+        LiveRow(Door.SSE, num_subscribers, jobs, rate, num_waiting=num_subscribers),
         LiveRow(Door.SSE, num_subscribers, jobs, rate, Source.WORKER),
         LiveRow(Door.WS, num_subscribers, jobs, rate, Source.WORKER),
     ]

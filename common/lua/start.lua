@@ -14,7 +14,7 @@ if job[3] == 'running' and job[8] ~= ARGV[2] then redis.call('HINCRBY', KEYS[1],
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 local next = tonumber(job[2])
-redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'started_ms', now,
-  'next', next + 1)
+redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'next', next + 1)
+redis.call('HSETNX', KEYS[1], 'started_ms', now) -- the first start: later ones are no queueing
 add_event(next, ARGV[5], job[7])
-return { 'OK', epoch, now - tonumber(job[6]) }
+return { 'OK', epoch, redis.call('HGET', KEYS[1], 'started_ms') - tonumber(job[6]) }
