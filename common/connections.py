@@ -4,12 +4,13 @@ Nothing here retries by itself: a blind retry of a write that was applied is how
 The scripts are safe to repeat, and their callers know when to.
 """
 
+import asyncio
 import socket
 from typing import Any
 
 from redis import Redis as SyncRedis
 from redis import exceptions
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 
 UNAVAILABLE = (
     exceptions.ConnectionError,
@@ -31,6 +32,49 @@ _KEEPALIVE: dict[int, int] = {
 }
 
 
+class _Cancellable:
+    """Hears a cancellation that comes while a command is sent.
+
+    redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that
+    comes when the sending is just done; the task would then run for ever.
+    """
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        task = asyncio.current_task()
+        num_before = task.cancelling() if task else 0
+        await super().send_packed_command(*args, **options)  # type: ignore[misc]
+        if task and task.cancelling() > num_before:
+            # The reply nobody reads must not be taken for the next command's.
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise asyncio.CancelledError
+
+
+class _TcpConnection(_Cancellable, Connection):
+    pass
+
+
+class _TlsConnection(_Cancellable, SSLConnection):
+    pass
+
+
+class _UnixConnection(_Cancellable, UnixDomainSocketConnection):
+    pass
+
+
+_CANCELLABLE: dict[type, type] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
+
+
+def _client(url: str, **options: Any) -> Redis:
+    client: Redis = Redis.from_url(url, **options)
+    pool = client.connection_pool
+    pool.connection_class = _CANCELLABLE[pool.connection_class]
+    return client
+
+
 def _options(url: str, timeout_s: float | None) -> dict[str, Any]:
     options: dict[str, Any] = {"socket_timeout": timeout_s, "retry_on_timeout": False}
     if not url.startswith("unix:"):
@@ -45,16 +89,14 @@ def _options(url: str, timeout_s: float | None) -> dict[str, Any]:
 def command_client(url: str, *, max_connections: int = 64) -> Redis:
     """Return the client for short commands and scripts: a reply in 5 s or an error."""
     options = _options(url, COMMAND_TIMEOUT_S)
-    client: Redis = Redis.from_url(url, max_connections=max_connections, **options)
-    return client
+    return _client(url, max_connections=max_connections, **options)
 
 
 def pubsub_client(url: str) -> Redis:
     """Return the client for subscriptions: reads wait for ever, a PING proves the path."""
-    client: Redis = Redis.from_url(
+    return _client(
         url, max_connections=4, health_check_interval=PUBSUB_HEALTH_S, **_options(url, None)
     )
-    return client
 
 
 def lease_client(url: str, timeout_s: float) -> SyncRedis:

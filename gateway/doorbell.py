@@ -68,29 +68,34 @@ class Doorbell:
 
     async def run(self, on_message: OnMessage, on_reconnect: Callable[[], None]) -> None:
         """Listen for ever. ``on_reconnect`` is called when messages may have been missed."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(on_message, on_reconnect))
+            group.create_task(self._keep_probing())
+
+    async def _listen(self, on_message: OnMessage, on_reconnect: Callable[[], None]) -> None:
         retry_s = RETRY_S
         while True:
             try:
-                await self._connect()
-                on_reconnect()
+                unconfirmed = await self._connect()
                 retry_s = RETRY_S
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._read(on_message))
-                    group.create_task(self._keep_probing())
-            except* UNAVAILABLE as errors:
-                _log.warning("doorbell_lost", error=str(errors.exceptions[0]))
+                await self._read(unconfirmed, on_message, on_reconnect)
+            except UNAVAILABLE as error:
+                _log.warning("doorbell_lost", error=str(error))
             finally:
                 await self._disconnect()
             await asyncio.sleep(retry_s)
             retry_s = min(retry_s * 2, MAX_RETRY_S)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> set[str]:
+        """Connect and ask for every channel; returns those that Redis must confirm."""
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         self._heard_at = time.monotonic()
         # Before the command is sent: a channel that comes while it is must send its own.
         self._connection = connection
-        await connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+        asked = set(self._channels)
+        await connection.send_command("SUBSCRIBE", *asked, check_health=False)
+        return asked
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -98,7 +103,9 @@ class Doorbell:
             with contextlib.suppress(*UNAVAILABLE):
                 await connection.disconnect(nowait=True)
 
-    async def _read(self, on_message: OnMessage) -> None:
+    async def _read(
+        self, unconfirmed: set[str], on_message: OnMessage, on_reconnect: Callable[[], None]
+    ) -> None:
         connection = self._connection
         assert connection is not None
         for count in itertools.count(1):
@@ -111,16 +118,25 @@ class Doorbell:
                 if name != self._probe:
                     on_message(name, data)
             elif kind == b"subscribe":
-                for future in self._waiting.pop(name, []):
-                    if not future.done():
-                        future.set_result(None)
+                self._confirm(name)
+                if name in unconfirmed:
+                    unconfirmed.remove(name)
+                    if not unconfirmed:  # only now is a log that is read surely continued here
+                        on_reconnect()
+
+    def _confirm(self, channel: str) -> None:
+        for future in self._waiting.pop(channel, []):
+            if not future.done():
+                future.set_result(None)
 
     async def _keep_probing(self) -> None:
         while True:
             await asyncio.sleep(PROBE_S)
-            await self._publisher.publish(self._probe, b"")
-            if not self.is_alive:
-                raise ConnectionError("the subscription is deaf: its probe did not come back")
+            with contextlib.suppress(*UNAVAILABLE):
+                await self._publisher.publish(self._probe, b"")
+            if self._connection is not None and not self.is_alive:
+                _log.warning("doorbell_deaf")  # connected, but its probes do not come back
+                await self._disconnect()  # wakes the reader, which connects again
 
     async def _send(self, command: str, channel: str) -> None:
         """Send now, or leave it to the next connect, which subscribes to every channel.

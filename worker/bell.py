@@ -26,6 +26,7 @@ class Bell:
         self._bell = keys.model(model).bell
         self._control = ""  # the channel of the current worker ID
         self._pubsub: PubSub | None = None  # set while connected
+        self.on_connect: Callable[[], None] = lambda: None  # called on every new connection
 
     async def rename(self, worker_id: str) -> None:
         """Listen to the channel of this worker ID from now on."""
@@ -53,6 +54,7 @@ class Bell:
             await pubsub.subscribe(self._bell, self._control)
             self._pubsub = pubsub
             try:
+                self.on_connect()
                 on_work()  # it may have rung before
                 async for message in pubsub.listen():
                     if message["channel"] == self._bell.encode():

@@ -78,6 +78,8 @@ class Worker:
         self._runner = Runner(
             backend, self._engine, self._lease, self._publisher, settings.max_losses
         )
+        # A server that was away may have lost the end of a job: its entry must not be stuck here.
+        self._bell.on_connect = self._publisher.reconcile.set
         self._sweeper = Sweeper(backend, settings.lease_s, settings.max_losses)
 
     async def run(self) -> None:

@@ -51,7 +51,8 @@ async def test_a_job_is_enqueued_once(lanes: Lanes) -> None:
     """A repeated enqueue is told so, and the job is claimed once."""
     assert await lanes.enqueue("j1", TENANT, Priority.NORMAL, FAR_MS)
     assert not await lanes.enqueue("j1", TENANT, Priority.NORMAL, FAR_MS)
-    assert not await lanes.enqueue("j1", "other", Priority.HIGH, FAR_MS)
+    assert not await lanes.enqueue("j1", "other", Priority.HIGH, 1)
+    assert await lanes.overdue(1) == []
     assert _jobs(await lanes.claim("w1", 9)) == ["j1"]
     assert not await lanes.enqueue("j1", TENANT, Priority.NORMAL, FAR_MS)
     assert await lanes.claim("w2", 9) == []
@@ -228,6 +229,22 @@ async def test_a_pending_entry_without_a_body_stops_no_sweep(
     await _lapse(redis, keys, "w1")
     assert await lanes.sweep("w1") == ["j2"]
     assert await registry.dead(MODEL) == []
+
+
+async def test_entries_without_a_body_hide_no_job_from_the_sweep(
+    lanes: Lanes, registry: Registry, redis: Redis, keys: Keys, small_sweep: int
+) -> None:
+    """A worker is forgotten after its last job has moved, however much rubbish it held before."""
+    rubbish = [f"j{i}" for i in range(10 * small_sweep)]
+    await _enqueue(lanes, *rubbish, "last")
+    claims = await lanes.claim("w1", 99)
+    entries = [claim.entry for claim in claims if claim.job_id in rubbish]
+    await redis.xdel(keys.model(MODEL).lane(claims[0].lane), *entries)
+    await _lapse(redis, keys, "w1")
+    moved = []
+    while await registry.dead(MODEL):
+        moved += await lanes.sweep("w1")
+    assert moved == _jobs(await lanes.claim("w2", 9)) == ["last"]
 
 
 async def test_hand_back_keeps_the_kept(lanes: Lanes, small_sweep: int) -> None:

@@ -251,5 +251,5 @@ def test_no_job_is_ever_lost(redis_url: str, keys: Keys) -> None:
         prefix = keys.prefix
 
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+        Machine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
     )

@@ -5,12 +5,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
+
+from headrace import tether
 
 START_S = 20.0
 STOP_S = 20.0
@@ -89,7 +93,8 @@ class Server:
         """Start it; returns when it has read its append-only file and answers."""
         assert not self.is_running, "it runs already"
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+            command = _tethered(self._command)
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self._wait_ready(self._process)
 
     def stop(self) -> None:
@@ -133,6 +138,16 @@ class Server:
                 time.sleep(_POLL_S)
         finally:
             client.close()
+
+
+def _tethered(command: list[str]) -> list[str]:
+    """Return a command that dies with a test run that is killed.
+
+    Not from another thread: the kernel would end the server with the thread that started it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return command
+    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command]
 
 
 def _answers(client: Redis) -> bool:
