@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -161,7 +160,7 @@ def _read_cursor(query: QueryParams) -> Position | None:
     try:
         created, _, job_id = base64.urlsafe_b64decode(text.encode()).decode().partition(":")
         return float(int(created)), job_id
-    except (ValueError, binascii.Error):
+    except (ValueError, OverflowError):
         detail = "`cursor` must be a `next_cursor` of an earlier page."
         raise bad_request("invalid-parameter", detail) from None
 

@@ -68,7 +68,7 @@ def _answer(answer: type | str | None, schemas: dict[Any, dict[str, Any]]) -> di
     if answer is None:
         return {"description": "Nothing follows: you have the terminal event."}
     if answer == EVENT_STREAM:
-        content = {EVENT_STREAM: {"schema": {"type": "string"}, "itemSchema": schemas[Event]}}
+        content = {EVENT_STREAM: {"schema": {"type": "string"}, "x-item-schema": schemas[Event]}}
         return {"description": _EVENT_NOTE, "content": content}
     if isinstance(answer, str):
         return {"description": "Text", "content": {answer: {"schema": {"type": "string"}}}}

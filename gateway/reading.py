@@ -14,6 +14,9 @@ T = TypeVar("T")
 
 MAX_KEY_LEN = 255
 
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 
 def bad_request(type_: str, detail: str) -> Problem:
     """Return the refusal of a request that can never succeed as it is."""
@@ -36,9 +39,9 @@ def decode_json(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        detail = _explain(data, decoder.type, error)
+        detail = _explain(data, decoder.type) or f"{error}."
         raise bad_request("invalid-request", detail) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise bad_request("invalid-json", f"The body is not valid JSON: {error}.") from None
 
 
@@ -115,12 +118,19 @@ def read_idempotency_key(header: str | None) -> str | None:
     return key
 
 
-def _explain(data: bytes, type_: object, error: msgspec.ValidationError) -> str:
-    """Name every unknown field, not only the first; else say what msgspec found."""
-    given = msgspec.json.decode(data)
-    if isinstance(given, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        unknown = sorted(set(given) - set(type_.__struct_fields__))
-        if unknown and type_.__struct_config__.forbid_unknown_fields:
-            names = ", ".join(f"`{name[:64]}`" for name in unknown[:20])
-            return f"Unknown field {names}; see /openapi.json for the known ones."
-    return f"{error}."
+def _explain(data: bytes, type_: object) -> str | None:
+    """Name every unknown field, not only the first; None where there is none.
+
+    The type's decoder stops at the first fault, so what follows it may not even be JSON.
+    """
+    if not (isinstance(type_, type) and issubclass(type_, msgspec.Struct)):
+        return None
+    try:
+        given = _fields_decoder.decode(data)
+    except _UNDECODABLE:
+        return None
+    unknown = sorted(set(given) - set(type_.__struct_fields__))
+    if not unknown or not type_.__struct_config__.forbid_unknown_fields:
+        return None
+    names = ", ".join(f"`{name[:64]}`" for name in unknown[:20])
+    return f"Unknown field {names}; see /openapi.json for the known ones."

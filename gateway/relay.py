@@ -82,16 +82,23 @@ class Relay:
         watch = await self._watch(tenant, job_id)
         cursor = Cursor(watch, position, on_wake)
         watch.cursors.add(cursor)
+        try:
+            await self._reach(watch, position)
+        except BaseException:
+            await self.close(cursor)
+            raise
+        return cursor
+
+    async def _reach(self, watch: Watch, position: int) -> None:
+        """Return when the log is known up to the position; raises ``Problem`` if it ends before."""
         if position > len(watch.transcript) and not watch.transcript.ended:
             await self._catch_up(watch)  # another gateway may have been faster
         if position > len(watch.transcript):
-            await self.close(cursor)
             detail = (
                 f"The job's log ends before event {position - 1}; "
                 f"follow it with after={len(watch.transcript) - 1} or without."
             )
             raise Problem(409, "cursor-ahead", detail)
-        return cursor
 
     async def close(self, cursor: Cursor) -> None:
         """Take a cursor away; the last one takes the watch with it."""
@@ -138,8 +145,11 @@ class Relay:
         watch = self._watches.get(self._keys.job_of_live(channel))
         if watch is None:
             return
-        incarnation, number, payload = data.split(b":", 2)
-        offer = watch.transcript.offer(incarnation.decode(), int(number), payload)
+        try:
+            incarnation, number, payload = data.split(b":", 2)
+            offer = watch.transcript.offer(incarnation.decode(), int(number), payload)
+        except ValueError:
+            offer = Offer.AHEAD  # a hint that cannot be read: the log knows better
         if offer is Offer.TAKEN:
             watch.notify()
         elif offer is Offer.AHEAD:

@@ -44,6 +44,12 @@ class Cancel(_FromClient, frozen=True, tag="cancel"):
     ref: str | None = None
 
 
+class Reference(msgspec.Struct, frozen=True):
+    """What an answer carries back, of a message that may be wrong otherwise."""
+
+    ref: str | None = None
+
+
 FromClient = Submit | Subscribe | Unsubscribe | Cancel
 
 

@@ -96,9 +96,9 @@ class Socket:
         try:
             if text is None:
                 raise bad_request("binary-message", "Send JSON as text messages, not binary ones.")
-            message = decode_json(text.encode(), _decoder)
-            ref = message.ref
-            return await self._handle(message)
+            data = text.encode()
+            ref = _read_ref(data)
+            return await self._handle(decode_json(data, _decoder))
         except Problem as problem:
             return _refused(problem, ref=ref)
         except UNAVAILABLE:
@@ -212,6 +212,15 @@ class Socket:
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[messages.FromClient] = msgspec.json.Decoder(messages.FromClient)
+_ref_decoder = msgspec.json.Decoder(messages.Reference)
+
+
+def _read_ref(data: bytes) -> str | None:
+    """Return the message's ``ref`` also where the rest of it is wrong."""
+    try:
+        return _ref_decoder.decode(data).ref
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _refused(

@@ -1,8 +1,9 @@
 """The source of events: appends through the job store at a rate, as several workers would.
 
 A program of its own, so that its cost is seen apart: ``python -m bench.relay.appender`` with an
-:class:`Order` on the standard input, a :class:`Done` on the standard output. The only token of an
-event is the time just before its ``append`` (ns), so that every receiver can tell its age.
+:class:`Order` on the standard input. It prints a line when the first event is due, and a
+:class:`Done` at the end. The only token of an event is the time just before its ``append`` (ns), so
+that every receiver can tell its age.
 """
 
 import asyncio
@@ -95,6 +96,7 @@ async def append_all(order: Order) -> Done:
     rate = order.appends_per_s / len(order.job_ids)
     writers = [Writer(store, share, rate * len(share)) for share in shares if share]
     await asyncio.gather(*(writer.start() for writer in writers))
+    print("started", flush=True)
     begin = time.monotonic()
     phases = [begin + FLUSH_S * number / len(writers) for number in range(len(writers))]
     end = begin + order.seconds
@@ -110,7 +112,7 @@ def main() -> None:
     """Read the order, append, say what was done."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     done = uvloop.run(append_all(order))
-    sys.stdout.buffer.write(msgspec.json.encode(done))
+    print(msgspec.json.encode(done).decode())
 
 
 if __name__ == "__main__":

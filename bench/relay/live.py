@@ -26,7 +26,7 @@ from bench.relay.rows import Door, LiveRow, Source
 from bench.relay.stack import Running, Stack
 from common.keys import Keys
 
-WARM_UP_S = 2.0
+WARM_UP_S = 1.0
 MARGIN_S = 1.0  # the source goes on after the window
 SPREAD_S = 2.0  # over which a worker's jobs begin
 
@@ -36,6 +36,7 @@ class Live(msgspec.Struct, frozen=True):
 
     delivered_per_s: float
     gateway_us: float  # processor time of the gateway per delivered event
+    kernel_us: float  # the kernel's part of it: mostly the write to each subscriber's socket
     gateway_load: float  # share of one core
     valkey_load: float
     clients_load: float  # all subscribers and the bare one, together
@@ -56,6 +57,7 @@ class _Usage:
 
     at_ns: int
     gateway: float
+    kernel: float  # the gateway's time in the kernel
     valkey: float
     clients: float
 
@@ -93,40 +95,49 @@ def _readers(row: LiveRow, job_ids: list[str]) -> list[Recorder]:
 async def _source(
     row: LiveRow, stack: Stack, job_ids: list[str], seconds: float
 ) -> AsyncIterator["asyncio.Future[Done]"]:
-    """Let events flow from here to the end of the block, and wait for the source to finish."""
+    """Let events flow in the block; the appender finishes after it."""
     done = asyncio.get_running_loop().create_future()
     if row.source is Source.WORKER:
-        tokens_per_s = row.appends_per_s / row.num_jobs
-        async with stack.worker(row.num_jobs, tokens_per_s):
+        async with stack.worker(row.num_jobs, row.appends_per_s / row.num_jobs):
             await enqueue(stack.redis, job_ids, SPREAD_S)
             yield done
         return
     total_s = WARM_UP_S + seconds + MARGIN_S
     order = Order(stack.url, tuple(job_ids), row.appends_per_s, total_s, row.num_workers)
-    task = asyncio.create_task(_append(order, stack.cores.others))
-    yield done
-    done.set_result(await task)
+    process = await _start_appender(order, stack.cores.others)
+    try:
+        yield done
+        answer, _ = await process.communicate()
+        done.set_result(msgspec.json.decode(answer, type=Done))
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
-async def _append(order: Order, cores: frozenset[int]) -> Done:
+async def _start_appender(order: Order, cores: frozenset[int]) -> asyncio.subprocess.Process:
+    """Return the appender once it has started the jobs."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.relay.appender"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    try:
-        os.sched_setaffinity(process.pid, cores)
-        answer, _ = await process.communicate(msgspec.json.encode(order))
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        raise RuntimeError("the appender failed")
-    return msgspec.json.decode(answer, type=Done)
+    os.sched_setaffinity(process.pid, cores)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(msgspec.json.encode(order))
+    process.stdin.write_eof()
+    await process.stdout.readline()
+    return process
 
 
 def _usage(stack: Stack, gateway: Running) -> _Usage:
-    return _Usage(time.monotonic_ns(), gateway.cpu_s, stack.valkey.cpu_s, time.process_time())
+    return _Usage(
+        at_ns=time.monotonic_ns(),
+        gateway=gateway.cpu_s,
+        kernel=gateway.system_s,
+        valkey=stack.valkey.cpu_s,
+        clients=time.process_time(),
+    )
 
 
 def _subscriptions(
@@ -144,13 +155,14 @@ def _figures(
 ) -> Live:
     window = Window(before.at_ns, after.at_ns)
     seconds = (window.end - window.begin) / 1e9
-    delivered = count_delivered(subscriptions, window)
+    delivered = count_delivered(subscriptions, window) or 1
     ages = latencies(subscriptions, window)
     faults = find_faults(subscriptions)
     gateway_s = after.gateway - before.gateway
     return Live(
         delivered_per_s=delivered / seconds,
-        gateway_us=gateway_s / max(delivered, 1) * 1e6,
+        gateway_us=gateway_s / delivered * 1e6,
+        kernel_us=(after.kernel - before.kernel) / delivered * 1e6,
         gateway_load=gateway_s / seconds,
         valkey_load=(after.valkey - before.valkey) / seconds,
         clients_load=(after.clients - before.clients) / seconds,

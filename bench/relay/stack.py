@@ -58,6 +58,11 @@ class Running:
         return float(times.user + times.system)
 
     @property
+    def system_s(self) -> float:
+        """The part of it that the kernel used."""
+        return float(psutil.Process(self.child.pid).cpu_times().system)
+
+    @property
     def resident(self) -> int:
         """Its resident memory in bytes."""
         return int(psutil.Process(self.child.pid).memory_info().rss)

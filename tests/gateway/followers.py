@@ -24,7 +24,7 @@ class EventMessage(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
     event: Event
 
 
-_message_decoder = msgspec.json.Decoder(EventMessage)
+decode_message = msgspec.json.Decoder(EventMessage).decode
 
 
 def check_is_log(seen: Sequence[Numbered], log: Sequence[Event], after: int = -1) -> None:
@@ -95,7 +95,7 @@ class Follower:
 
 
 def _parse(frame: bytes) -> Numbered:
-    message = _message_decoder.decode(frame)
+    message = decode_message(frame)
     return message.n, message.event
 
 

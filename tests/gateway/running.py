@@ -91,7 +91,11 @@ async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
 
 @asynccontextmanager
 async def running_relay(
-    url: str, keys: Keys, *, resync_s: float = 0.05, doorbell: Callable[[Redis, Redis, str], Doorbell] = Doorbell
+    url: str,
+    keys: Keys,
+    *,
+    resync_s: float = 0.05,
+    doorbell: Callable[[Redis, Redis, str], Doorbell] = Doorbell,
 ) -> AsyncIterator[Relay]:
     """Run a relay that is connected."""
     async with (

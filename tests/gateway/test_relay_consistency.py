@@ -156,7 +156,7 @@ async def _read_to_end(followers: list[Follower], patience_s: float) -> None:
 
 
 @settings(
-    max_examples=3000,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -2,12 +2,23 @@
 
 import asyncio
 import signal
+from urllib.parse import urlsplit
 
 import pytest
 
 from common.events import Event
 from tests.support.fleet import NUM_TOKENS, Fleet
-from tests.support.readers import Cut, Reader, SseReader, WsReader
+from tests.support.readers import (
+    CHROMIUM,
+    NEEDS_CHROMIUM,
+    Cut,
+    Reader,
+    SseReader,
+    WsReader,
+    browser_has,
+    browser_page,
+    read_in_browser,
+)
 from tests.support.waiting import within
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +56,24 @@ async def test_readers_of_a_killed_gateway_read_on_at_another_one(fleet: Fleet) 
 async def test_readers_of_a_stopping_gateway_read_on_at_another_one(fleet: Fleet) -> None:
     """SIGTERM cuts open streams without a terminal event; their readers resume elsewhere."""
     await disturb(fleet, signal.SIGTERM, 0)
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=NEEDS_CHROMIUM)
+async def test_a_browser_reads_on_when_its_gateway_comes_back(fleet: Fleet) -> None:
+    """`EventSource` in Chromium reconnects by itself to a restarted gateway, and resumes."""
+    await fleet.start(gateways=1, workers=1)
+    [gateway] = fleet.gateways
+    async with within(45), browser_page(gateway.url) as page:
+        job_id = await fleet.submit("Two doors of one house", max_tokens=LONG)
+        reading = asyncio.create_task(read_in_browser(page, job_id))
+        await browser_has(page, 20)
+        await gateway.program.kill()
+        await fleet.start(gateways=1, workers=0, port=urlsplit(gateway.url).port)
+        seen = await reading
+        assert await page.evaluate("window.connections") == 2
+    story = await fleet.story(job_id)
+    story.check(seen)
+    await fleet.check_at_rest()
 
 
 async def test_a_reader_without_its_cursor_reads_everything_again(fleet: Fleet) -> None:

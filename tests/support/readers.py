@@ -167,8 +167,10 @@ class WsReader(Reader):
 
 _EVENT_SOURCE = """
 (path) => new Promise((resolve) => {
-  const seen = [];
+  const seen = window.seen = [];
   const source = new EventSource(path);
+  window.connections = 0;
+  source.onopen = () => { window.connections += 1; };
   const last = ["completed", "failed", "cancelled", "expired"];
   for (const kind of ["accepted", "started", "tokens", "retrying", "reset", ...last]) {
     source.addEventListener(kind, (event) => {
@@ -194,6 +196,11 @@ async def browser_page(url: str) -> AsyncIterator[Page]:
             yield page
         finally:
             await browser.close()
+
+
+async def browser_has(page: Page, num_events: int) -> None:
+    """Wait until the page's ``EventSource`` has seen so many events."""
+    await page.wait_for_function(f"window.seen && window.seen.length >= {num_events}")
 
 
 async def read_in_browser(page: Page, job_id: str) -> list[tuple[int, Event]]:

@@ -81,6 +81,7 @@ class Rig:
         self.lease = Lease(self.heartbeat, lambda: make_worker(self.runner.worker_id), lease_s)
         self.bell = Bell(self._subscriber, keys, MODEL)
         self.publisher = Publisher(self.backend, self.engine, self.lease, flush_s)
+        self.bell.on_connect = self.publisher.reconcile.set
         self.runner = Runner(self.backend, self.engine, self.lease, self.publisher, max_losses)
         self.sweeper = Sweeper(self.backend, lease_s, max_losses)
         self.tasks: list[asyncio.Task[None]] = []
@@ -172,6 +173,23 @@ async def submit(backend: Backend, *, deadline_s: float = 60.0, **spec: Any) -> 
     submitted = await backend.store.submit(job, Accepted(job.id, MODEL))
     await backend.lanes.enqueue(job.id, TENANT, job.spec.priority, submitted.deadline_ms)
     return job.id
+
+
+async def hold_at(rig: Rig, backend: Backend, **spec: Any) -> str:
+    """Submit a job and let the rig run it until all up to its engine's cut is logged."""
+    job_id = await submit(backend, **spec)
+    engine = rig.engine
+    assert isinstance(engine, CutEngine)
+    async with within():
+        await engine.is_cut.wait()
+    await until(lambda: is_held(rig, job_id))
+    return job_id
+
+
+def is_held(rig: Rig, job_id: str) -> bool:
+    """Tell whether the rig runs the job and Redis has all that its engine said."""
+    log = rig.publisher.attempts.get(job_id)
+    return log is not None and log.is_sent
 
 
 async def events_of(backend: Backend, job_id: str) -> list[Event]:

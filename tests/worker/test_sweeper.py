@@ -22,6 +22,7 @@ from tests.worker.rig import (
     at_rest,
     end_of,
     events_of,
+    hold_at,
     kinds_of,
     set_fields,
     submit,
@@ -40,16 +41,6 @@ async def overdue(redis: Redis, backend: Backend, job_id: str) -> None:
     """Let a job's deadline be long past."""
     await set_fields(redis, backend, job_id, deadline_ms=1)
     await redis.zadd(backend.keys.model(MODEL).jobs, {job_id: 1})
-
-
-async def hold_at(rig: Rig, backend: Backend, **spec: int) -> str:
-    """Submit a job and let the rig run it up to its engine's cut."""
-    job_id = await submit(backend, **spec)
-    engine = rig.engine
-    assert isinstance(engine, CutEngine)
-    async with within():
-        await engine.is_cut.wait()
-    return job_id
 
 
 async def test_a_dead_workers_job_is_taken_over(make_rig: MakeRig, backend: Backend) -> None:
