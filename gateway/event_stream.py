@@ -1,15 +1,18 @@
-"""An SSE response over a cursor. Plain ASGI: one task per reader, plus one that sees it leave."""
+"""An SSE response over a cursor. Plain ASGI: one task per reader, plus one that sees it leave.
+
+An event that the connection takes at once is written in the callback of the cursor, without waking
+the reader's task. The task does everything else: what piled up, pings, the end.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from common.errors import Problem
 from gateway.dialects import native_sse
-from gateway.protocol import Cut, cut_of
+from gateway.protocol import Connection, connection_of
 from gateway.relay import Relay
 from gateway.services import Services
 from gateway.streams import Streams
@@ -51,25 +54,25 @@ class EventStream(Response):
         self._ping_due = False
         self._left = False  # the reader is gone
         self._draining = False
-        self._abort: Callable[[], None] = lambda: None
+        self._connection: Connection | None = None  # set by the call, under our own server
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; the cursor is closed in every case."""
         self._send = send
-        cut = cut_of(scope)
-        self._abort = cut.abort if cut else self._abort
+        self._connection = connection_of(scope)
         leaving = asyncio.create_task(self._watch_reader(receive))
         self._streams.add(self)
         try:
             headers = [*_HEADERS, (b"x-job-id", self._cursor.watch.job_id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._write(native_sse.opening(RETRY_MS))
+            self._cursor.wake = self._on_news
             finished = await self._pump()
             if finished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            elif cut and not self._left:
-                await _close(cut, leaving)
+            elif self._connection and not self._left:
+                await _close(self._connection, leaving)
         finally:
             leaving.cancel()
             self._streams.remove(self)
@@ -93,6 +96,18 @@ class EventStream(Response):
             await self._write(native_sse.RECONNECT)
         return False
 
+    def _on_news(self) -> None:
+        """Write what is new at once, if the task has nothing to do and the reader keeps up."""
+        connection, cursor = self._connection, self._cursor
+        is_smooth = self._signal.is_awaited and cursor.watch.failure is None
+        if is_smooth and connection and connection.is_writable:
+            if frames := cursor.take(native_sse.frame):
+                connection.write(b"".join(frames))
+                self.sent_at = time.monotonic()
+            if not cursor.is_done:
+                return
+        self._signal.set()
+
     async def _write(self, data: bytes) -> None:
         self._ping_due = False
         self.sending_since = time.monotonic()
@@ -114,7 +129,8 @@ class EventStream(Response):
 
     def cut(self) -> None:
         """End at once: the reader takes nothing."""
-        self._abort()
+        if self._connection:
+            self._connection.abort()
 
     def drain(self) -> None:
         """End soon, without a terminal event: the reader will resume elsewhere."""
@@ -122,12 +138,12 @@ class EventStream(Response):
         self._signal.set()
 
 
-async def _close(cut: Cut, leaving: asyncio.Task[None]) -> None:
+async def _close(connection: Connection, leaving: asyncio.Task[None]) -> None:
     """Close an unfinished response; wait for it, so that the server does not call it forgotten."""
-    cut.close()
+    connection.close()
     try:
         async with asyncio.timeout(CLOSE_S):
             await asyncio.shield(leaving)
     except TimeoutError:
-        cut.abort()
+        connection.abort()
         await leaving

@@ -1,6 +1,7 @@
 """The gateway process: from settings to a drained exit."""
 
 import asyncio
+import gc
 import ipaddress
 import secrets
 import signal
@@ -23,7 +24,7 @@ from common.telemetry import configure_logging
 from gateway.app import create_app
 from gateway.doorbell import Doorbell
 from gateway.metrics import Metrics
-from gateway.protocol import CuttableProtocol
+from gateway.protocol import CuttableProtocol, CuttableWebSocketProtocol
 from gateway.relay import Relay
 from gateway.secret import SharedSecret
 from gateway.services import Services
@@ -44,7 +45,19 @@ def serve(settings: Settings) -> int:
     )
     refuse_open_door(settings)
     listener = listen(settings.host, settings.port)
+    spare_collector()
     return uvloop.run(_serve(settings, listener))
+
+
+def spare_collector() -> None:
+    """Make full garbage collections short and rare: each one holds up every stream.
+
+    What is loaded by now stays. A thousand readers are 130,000 objects, a pass over them takes
+    130 ms, and by default it comes whenever a quarter of the readers has changed.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
 
 
 def refuse_open_door(settings: Settings) -> None:
@@ -128,7 +141,7 @@ class Gateway:
         return uvicorn.Config(
             create_app(services),
             http=CuttableProtocol,
-            ws="websockets-sansio",
+            ws=CuttableWebSocketProtocol,
             ws_per_message_deflate=False,  # costs 300 KB a socket and CPU per token
             ws_max_size=settings.max_body_bytes,
             lifespan="off",

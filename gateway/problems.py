@@ -7,7 +7,7 @@ import msgspec
 import structlog
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from common.connections import UNAVAILABLE
@@ -70,6 +70,11 @@ async def on_full(request: Request, error: Exception) -> Response:
     return problem_response(request, Problem(503, "redis-full", detail, retry_after_s=10))
 
 
+async def on_left(request: Request, _error: Exception) -> Response:
+    """Answer a client that left in the middle of its request: no fault of ours."""
+    return problem_response(request, Problem(400, "client-left", "The request has no end."))
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     """Answer our own fault; the log has the rest under the same request ID."""
     _log.error("request_failed", path=request.url.path, exc_info=error)
@@ -80,6 +85,7 @@ async def on_bug(request: Request, error: Exception) -> Response:
 HANDLERS: dict[Any, Any] = {
     Problem: on_problem,
     HTTPException: on_http_exception,
+    ClientDisconnect: on_left,
     OutOfMemoryError: on_full,
     **dict.fromkeys(UNAVAILABLE, on_unavailable),
     Exception: on_bug,

@@ -25,6 +25,7 @@ _log = structlog.get_logger()
 
 RETRY_S = 0.25
 OVERDUE_GRACE_MS = 5_000  # for the workers to end an overdue job themselves
+COMPARE_PAGE = 50  # jobs per round trip: while the answers are parsed, no stream moves
 NEVER = 2**31  # as a limit of lost workers: only workers give a job up
 
 
@@ -206,7 +207,8 @@ class Relay:
             ]
             try:
                 await self._forget_unused(silent)
-                await self._compare(watches)
+                for first in range(0, len(watches), COMPARE_PAGE):
+                    await self._compare(watches[first : first + COMPARE_PAGE])
             except UNAVAILABLE as error:
                 _log.warning("resync_failed", error=str(error))
             self._resynced_at = time.monotonic()
@@ -219,8 +221,6 @@ class Relay:
                 await self._release(watch)
 
     async def _compare(self, watches: list[Watch]) -> None:
-        if not watches:
-            return
         now_ms = await self._registry.now_ms()
         tops = await self._store.top(watch.job_id for watch in watches)
         for watch, top in zip(watches, tops, strict=True):

@@ -17,6 +17,7 @@ from common.errors import Problem
 from gateway import socket_messages as messages
 from gateway.dialects import native_ws
 from gateway.jobs import cancel_job
+from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
 from gateway.services import Services, services_of, tenant_of
 from gateway.submission import accept
@@ -51,28 +52,27 @@ class Socket:
         self._signal = Signal()
         self._writing = asyncio.Lock()  # answers and events share one pipe
         self._draining = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._connection = connection_of(websocket.scope)
 
     async def run(self) -> None:
         """Run both tasks; the first that ends, ends the socket, and says why."""
         self._services.streams.add(self)
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write_events())]
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write_events())]
         try:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             async with asyncio.timeout(CLOSE_S):
-                await self._say_goodbye()
+                await self._say_goodbye(next(iter(done)).exception())
         except TimeoutError:
-            _log.info("socket_cut")  # it takes nothing, not even the close
+            self.cut()  # it takes nothing, not even the close
         finally:
-            for task in self._tasks:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._services.streams.remove(self)
             for cursor in self._cursors.values():
                 await self._services.relay.close(cursor)
 
-    async def _say_goodbye(self) -> None:
-        error = next((t.exception() for t in self._tasks if t.done() and not t.cancelled()), None)
+    async def _say_goodbye(self, error: BaseException | None) -> None:
         if isinstance(error, WebSocketDisconnect):
             return
         if error is not None:
@@ -137,8 +137,9 @@ class Socket:
             raise bad_request("invalid-parameter", "`after` must be -1 or an event's number.")
 
         def wake() -> None:
-            self._ready[job_id] = None
-            self._signal.set()
+            if not self._deliver_now(job_id):
+                self._ready[job_id] = None
+                self._signal.set()
 
         self._unannounced.append(job_id)
         self._cursors[job_id] = await self._services.relay.open(
@@ -165,6 +166,19 @@ class Socket:
             ready, self._ready = self._ready, {}
             for job_id in ready:
                 await self._deliver(job_id)
+
+    def _deliver_now(self, job_id: str) -> bool:
+        """Send what is new, if that is all there is to do and the client keeps up."""
+        connection, cursor = self._connection, self._cursors.get(job_id)
+        is_idle = self._signal.is_awaited and not self._writing.locked()
+        if not (is_idle and connection and connection.is_writable):
+            return False
+        if cursor is None or job_id in self._unannounced or cursor.watch.failure is not None:
+            return False
+        for frame in cursor.take(native_ws.frame):
+            connection.write(frame)
+        self.sent_at = time.monotonic()
+        return not cursor.is_done
 
     async def _deliver(self, job_id: str) -> None:
         cursor = self._cursors.get(job_id)
@@ -200,9 +214,10 @@ class Socket:
         self.sent_at = time.monotonic()
 
     def cut(self) -> None:
-        """End at once: the reader takes nothing."""
-        for task in self._tasks:
-            task.cancel()
+        """End at once: the reader takes nothing. Both tasks see a client that left."""
+        _log.info("socket_cut")
+        if self._connection:
+            self._connection.abort()
 
     def drain(self) -> None:
         """End soon: the reader will resume elsewhere."""

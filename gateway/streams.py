@@ -70,6 +70,7 @@ class Streams:
         if stream.sending_since:
             if now - stream.sending_since > self._write_timeout_s:
                 self.num_stalled += 1
+                self._open.discard(stream)  # one cut is enough
                 stream.cut()
         elif now - stream.sent_at >= self._ping_s:
             stream.ping()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from common.events import Event, Tokens, decode_event, is_terminal
 
+MAX_RUN = 1_024  # events in one merged one: clients refuse frames that are too large (httpx2: 1 MB)
+
 
 class Offer(enum.Enum):
     """What became of an event that was offered."""
@@ -53,13 +55,13 @@ def merged(events: Sequence[Event], start: int) -> list[tuple[int, Event]]:
     frames: list[tuple[int, Event]] = []
     run: list[Tokens] = []
     for n, event in enumerate(events, start):
-        if isinstance(event, Tokens):
-            run.append(event)
-            continue
-        if run:
+        if run and (len(run) == MAX_RUN or not isinstance(event, Tokens)):
             frames.append((n - 1, _joined(run)))
             run = []
-        frames.append((n, event))
+        if isinstance(event, Tokens):
+            run.append(event)
+        else:
+            frames.append((n, event))
     if run:
         frames.append((start + len(events) - 1, _joined(run)))
     return frames

@@ -87,6 +87,11 @@ class Signal:
         self._waiter: asyncio.Future[None] | None = None
         self._is_set = False
 
+    @property
+    def is_awaited(self) -> bool:
+        """Tell whether the task waits and nothing has woken it."""
+        return self._waiter is not None and not self._is_set
+
     def set(self) -> None:
         """Wake the task, now or when it waits next."""
         self._is_set = True

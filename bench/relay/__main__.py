@@ -1,6 +1,5 @@
 """``python -m bench.relay``: measure one gateway process under load."""
 
-import asyncio
 import gc
 import os
 import resource
@@ -35,7 +34,8 @@ class Options:
     pinned: bool
 
 
-def main(
+def main(  # noqa: PLR0913 - one parameter per option
+    *,
     seconds: Annotated[float, typer.Option(help="Measured time of each run.")] = 10,
     subscribers: Annotated[int, typer.Option(help="Subscribers of the main rows.")] = 1000,
     rate: Annotated[int, typer.Option(help="Delivered events per second, all together.")] = 5000,
@@ -49,6 +49,8 @@ def main(
 ) -> None:
     """Measure what one gateway process costs per delivered event and per subscriber."""
     rows = [row for row in plan(subscribers, rate, jobs) if only in str(row)]
+    if not rows:
+        raise typer.BadParameter(f"no row has {only!r} in its name", param_hint="--only")
     _raise_file_limit(2 * max(row.num_subscribers for row in rows) + 100)
     try:
         measured = uvloop.run(_measure(rows, Options(runs, seconds, pin)))

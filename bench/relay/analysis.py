@@ -47,8 +47,8 @@ def _faults(subscription: Subscription) -> Iterable[str]:
     for arrival in subscription.arrivals:
         if arrival.n <= n:
             yield f"event {arrival.n} after {n}"
-        if arrival.num_ids and arrival.index != position:
-            yield f"token {arrival.index} after {position - 1}"
+        if arrival.num_ids and arrival.position != position:
+            yield f"token {arrival.position} after {position - 1}"
         n, position = arrival.n, position + arrival.num_ids
     if n != max(subscription.log, default=-1):
         yield f"ends with event {n} of {max(subscription.log, default=-1)}"

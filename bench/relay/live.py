@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
+import psutil
 
 from bench.relay.analysis import (
     Subscription,
@@ -46,6 +47,7 @@ class Live(msgspec.Struct, frozen=True):
     floor_p99: float | None
     added_p50: float | None
     added_p99: float | None
+    stolen_ms: float  # of both cores, by the host; it explains stalls that nothing here caused
     source_late_ms: float | None  # the slowest flush was so far behind its rhythm
     num_faults: int
     faults: tuple[str, ...]  # the first ones
@@ -60,6 +62,7 @@ class _Usage:
     kernel: float  # the gateway's time in the kernel
     valkey: float
     clients: float
+    stolen: float
 
 
 async def measure_live(row: LiveRow, stack: Stack, seconds: float) -> Live:
@@ -137,6 +140,7 @@ def _usage(stack: Stack, gateway: Running) -> _Usage:
         kernel=gateway.system_s,
         valkey=stack.valkey.cpu_s,
         clients=time.process_time(),
+        stolen=psutil.cpu_times().steal,
     )
 
 
@@ -172,6 +176,7 @@ def _figures(
         floor_p99=percentile(ages.floor, 99),
         added_p50=percentile(ages.added, 50),
         added_p99=percentile(ages.added, 99),
+        stolen_ms=(after.stolen - before.stolen) * 1000,
         source_late_ms=late_ms,
         num_faults=len(faults),
         faults=tuple(faults[:5]),

@@ -18,11 +18,11 @@ _WS_EVENT = re.compile(rb'\{"type":"event","job":"\w+","n":(\d+),"event":' + _TO
 
 
 class Arrival(NamedTuple):
-    """A frame: the events up to number ``n``, with ``num_ids`` tokens from ``index`` on."""
+    """A frame: the events up to number ``n``, with ``num_ids`` tokens from ``position`` on."""
 
     at_ns: int
     n: int
-    index: int = 0
+    position: int = 0
     num_ids: int = 0
 
 
@@ -40,10 +40,10 @@ def arrivals(door: Door, chunks: Iterable[Chunk]) -> list[Arrival]:
 
 
 def _arrival(at_ns: int, match: re.Match[bytes]) -> Arrival:
-    n, index, ids = match.groups()
-    if index is None:
+    n, position, ids = match.groups()
+    if position is None:
         return Arrival(at_ns, int(n))
-    return Arrival(at_ns, int(n), int(index), ids.count(b",") + 1 if ids else 0)
+    return Arrival(at_ns, int(n), int(position), ids.count(b",") + 1 if ids else 0)
 
 
 def _sse_frames(chunks: Iterable[Chunk]) -> Iterator[tuple[int, re.Match[bytes]]]:

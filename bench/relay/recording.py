@@ -9,6 +9,7 @@ import base64
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from bench.relay.rows import Door
@@ -104,8 +105,12 @@ async def connect(port: int, recorders: Sequence[Recorder]) -> None:
         for first in range(0, len(recorders), AT_ONCE):
             some = recorders[first : first + AT_ONCE]
             for recorder in some:
-                await loop.create_connection(lambda r=recorder: r, "127.0.0.1", port)
+                await loop.create_connection(partial(_same, recorder), "127.0.0.1", port)
             await asyncio.gather(*(recorder.ready for recorder in some))
+
+
+def _same(recorder: Recorder) -> Recorder:
+    return recorder
 
 
 async def until_silent(recorders: Sequence[Recorder]) -> None:

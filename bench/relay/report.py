@@ -18,9 +18,16 @@ AIM_KB = 40
 M = TypeVar("M", Live, Idle)
 
 LIVE_COLUMNS = (
-    "row", f"gateway µs/event (≤ {AIM_US})", f"append → client p50 / p99 ms (≤ {AIM_P99_MS})",
-    "floor p50 / p99 ms", "added p50 / p99 ms", "core: gateway / Valkey / clients", "faults",
-)  # fmt: skip
+    "row",
+    f"gateway µs/event (≤ {AIM_US})",
+    "of it kernel µs",
+    f"append → client p50 / p99 ms (≤ {AIM_P99_MS})",
+    "floor p50 / p99 ms",
+    "added p50 / p99 ms",
+    "core: gateway / Valkey / clients",
+    "stolen ms",
+    "faults",
+)
 IDLE_COLUMNS = ("row", f"KB/subscriber (≤ {AIM_KB})", "gateway alone MB", "gateway core")
 
 
@@ -34,8 +41,9 @@ class Measured(msgspec.Struct, frozen=True):
 
 def median(runs: Sequence[M]) -> M:
     """Return the median of every figure; of what is no figure, the first."""
-    kind = type(runs[0])
-    return kind(**{name: _median(getattr(run, name) for run in runs) for name in kind.__struct_fields__})
+    names = runs[0].__struct_fields__
+    medians = {name: _median(getattr(run, name) for run in runs) for name in names}
+    return msgspec.structs.replace(runs[0], **medians)
 
 
 def _median(values: Iterable[object]) -> object:
@@ -50,10 +58,12 @@ def live_cells(measured: Measured) -> list[str]:
     return [
         measured.row,
         f"{run.gateway_us:.1f}",
+        f"{run.kernel_us:.1f}",
         _pair(run.total_p50, run.total_p99),
         _pair(run.floor_p50, run.floor_p99),
         _pair(run.added_p50, run.added_p99),
         f"{run.gateway_load:.0%} / {run.valkey_load:.0%} / {run.clients_load:.0%}",
+        f"{run.stolen_ms:.0f}",
         str(sum(each.num_faults for each in measured.live)),
     ]
 
@@ -66,7 +76,7 @@ def idle_cells(measured: Measured) -> list[str]:
 
 
 def _pair(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:.2f} / {high:.2f}"
+    return "-" if low is None or high is None else f"{low:.2f} / {high:.2f}"
 
 
 def show(measured: Sequence[Measured], console: Console) -> None:

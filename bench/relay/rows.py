@@ -39,7 +39,7 @@ class LiveRow:
         return self.rate * self.num_jobs / self.num_subscribers
 
     def __str__(self) -> str:
-        what = f"{self.door} {self.num_subscribers:,} × {self.num_jobs:,} jobs, {self.rate:,}/s"
+        what = f"{self.door} {self.num_subscribers:,} on {self.num_jobs:,} jobs, {self.rate:,}/s"
         if self.source is Source.WORKER:
             return f"{what}, fake engine"
         if self.num_waiting:
@@ -56,7 +56,7 @@ class IdleRow:
     num_jobs: int
 
     def __str__(self) -> str:
-        return f"{self.door} {self.num_subscribers:,} × {self.num_jobs:,} queued jobs"
+        return f"{self.door} {self.num_subscribers:,} on {self.num_jobs:,} queued jobs"
 
 
 Row = LiveRow | IdleRow

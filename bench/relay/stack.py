@@ -149,7 +149,7 @@ async def _until(ready: Callable[[], Awaitable[bool]], child: Child) -> None:
     """Wait until it is ready; ``RuntimeError`` has the child's last words when it is not."""
     try:
         async with asyncio.timeout(START_S):
-            while not await ready():
+            while not await ready():  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise RuntimeError(f"a child did not start: {child.last_words()}") from None

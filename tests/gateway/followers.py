@@ -113,5 +113,6 @@ async def read_stream(
 ) -> list[Numbered]:
     """Follow the job over SSE to its clean end."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
-    async with client.sse(f"/v1/jobs/{job_id}/events", headers=headers) as source:
+    url = f"/v1/jobs/{job_id}/events"
+    async with client.sse(url, headers=headers, max_event_size=None) as source:
         return [item async for item in numbered(source)]

@@ -60,12 +60,12 @@ class RunningGateway:
 @asynccontextmanager
 async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
     """Run the gateway's own ``run`` on a free loopback port; stop it without a drain."""
-    listening: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    servers: asyncio.Queue[Server] = asyncio.Queue()
 
     class Observed(Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            listening.set_result(self)
+            servers.put_nowait(self)
 
     listener = listen(settings.host, 0)
     port = listener.getsockname()[1]
@@ -75,9 +75,8 @@ async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
     ):
         with patch.object(main, "Server", Observed):
             task = asyncio.create_task(Gateway(settings, redis, subscriber).run(listener))
-            await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
-            server = task.result() if task.done() else listening.result()
-        assert isinstance(server, Server)
+            async with within():
+                server = await servers.get()
         assert isinstance(server.config.app, Starlette)
         try:
             url = f"http://{settings.host}:{port}"

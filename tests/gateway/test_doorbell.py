@@ -97,7 +97,7 @@ async def num_subscribers(redis: Redis, channel: str) -> int:
 
 async def kill_subscribers(redis: Redis) -> None:
     """Break every pub/sub connection of the server."""
-    await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await redis.client_kill_filter(_type="pubsub")
 
 
 async def test_a_subscription_is_confirmed_before_it_returns(

@@ -138,7 +138,7 @@ async def _act(
                 attached.discard(follower)
                 await follower.leave()
             case Verb.CUT:
-                await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                await redis.client_kill_filter(_type="pubsub")
     await attempt.end()
     await _read_to_end(followers, patience_s)
     log = await log_of(store, job_id)

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.emitted import Emitted, emitted
-from common.emitted import Emitted, emitted
 from common.events import (
     Accepted,
     Cancelled,

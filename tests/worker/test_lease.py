@@ -6,7 +6,7 @@ import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
-from common.connections import command_client, lease_client
+from common.connections import lease_client
 from common.keys import Keys
 from common.registry import Heartbeat, Registry, WorkerInfo
 from tests.support.jobs import MODEL, make_worker
@@ -30,6 +30,7 @@ class Describer:
         self.failure: Exception | None = None
 
     def __call__(self) -> WorkerInfo:
+        """Return it, or fail as told."""
         if self.failure:
             raise self.failure
         return make_worker(self.worker_id)
@@ -132,7 +133,7 @@ async def test_news_are_sent_at_once(
 
 
 async def test_a_frozen_server_ends_the_right_to_emit(
-    make_lease: MakeLease, own_server: Server, keys: Keys
+    make_lease: MakeLease, own_server: Server
 ) -> None:
     """Without an answer for a lease time the worker falls silent, and comes back by itself."""
     client = lease_client(own_server.url, LEASE_S / 2)
@@ -153,20 +154,19 @@ async def test_a_frozen_server_ends_the_right_to_emit(
 
 
 async def test_a_full_server_ends_the_right_to_emit_but_not_the_worker(
-    make_lease: MakeLease, own_server: Server, keys: Keys
+    make_lease: MakeLease, own_server: Server, own_redis: Redis
 ) -> None:
     """A lease that the server has no memory for is tried again until it has."""
-    client, admin = lease_client(own_server.url, LEASE_S / 2), command_client(own_server.url)
+    client = lease_client(own_server.url, LEASE_S / 2)
     lease = make_lease(client=client)
     async with within():
         await lease.joined.wait()
-    await admin.config_set("maxmemory", 1)
+    await own_redis.config_set("maxmemory", 1)
     await until(lambda: not lease.is_current)
-    await admin.config_set("maxmemory", 0)
+    await own_redis.config_set("maxmemory", 0)
     await until(lambda: lease.is_current)
     lease.stop()
     client.close()
-    await admin.aclose()
 
 
 async def test_a_late_lease_that_nobody_swept_goes_on(

@@ -1,14 +1,11 @@
 """The sweep gives the work of dead workers back, and ends what is overdue."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
-from common.connections import command_client
 from common.jobs import JobState
-from common.keys import Keys
 from common.registry import Heartbeat
 from tests.support.jobs import MODEL, make_worker, read, start
 from tests.support.servers import Server
@@ -127,10 +124,9 @@ async def test_a_late_requeue_does_not_disturb_the_new_owner(
     await start(backend.store, job_id, "new")
     before = await read(backend.store, job_id)
 
-    async def moved_by_another(_worker_id: str) -> list[str]:
-        return [job_id]
+    async def moved_by_another(worker_id: str) -> list[str]:
+        return [job_id] if worker_id == "dead" else []
 
-    living.sweeper._backend = replace(living.backend, lanes=living.backend.lanes)
     living.backend.lanes.sweep = moved_by_another  # type: ignore[method-assign]
     await living.redis.zadd(backend.keys.model(MODEL).workers, {"dead": 1})
     await eventually(lambda: _swept(living))
@@ -210,11 +206,10 @@ async def test_one_sweeps_at_a_time(make_rig: MakeRig, backend: Backend) -> None
 
 
 async def test_it_goes_on_after_an_outage(
-    make_rig: MakeRig, own_server: Server, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    make_rig: MakeRig, own_server: Server, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that is away or full costs a pass, not the worker."""
     monkeypatch.setattr(sweeper_module, "PASS_S", 0.02)
-    client = command_client(own_server.url)
     rig = make_rig(url=own_server.url, lease_s=0.5)
     passes: asyncio.Queue[None] = asyncio.Queue()
     sweep = rig.sweeper.sweep
@@ -227,15 +222,14 @@ async def test_it_goes_on_after_an_outage(
     rig.spawn(rig.sweeper.run("w1"))
     async with within():
         await passes.get()
-        await client.config_set("maxmemory", 1)
-        await eventually(lambda: _fails_for_memory(client))
-        await client.config_set("maxmemory", 0)
+        await own_redis.config_set("maxmemory", 1)
+        await eventually(lambda: _fails_for_memory(own_redis))
+        await own_redis.config_set("maxmemory", 0)
         await asyncio.to_thread(own_server.restart)
         while not passes.empty():
             passes.get_nowait()
         await passes.get()
     assert not rig.tasks[0].done()
-    await client.aclose()
 
 
 async def _fails_for_memory(client: Redis) -> bool:
