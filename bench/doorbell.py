@@ -1,8 +1,8 @@
-"""``python -m bench.doorbell``: what one pub/sub message costs, by each of redis-py's ways to read.
+"""``python -m bench.doorbell``: what a pub/sub message costs, by each way to read it.
 
-The gateway's doorbell reads with ``Connection.read_response``; ``PubSub`` is the usual way. Both get
-the same messages at the same rate, in turns, and the processor time of this process is divided by
-their number. What is done with a message is in neither.
+The gateway's doorbell reads with ``Connection.read_response``; ``PubSub`` is the usual way. They get
+the same messages at the same rate, in turns; the processor time of this process is divided by the
+number of messages. Nothing is done with them.
 """
 
 import asyncio

@@ -12,9 +12,11 @@ if now >= tonumber(job[5]) then return { 'EXPIRED' } end
 -- Still running under another one: that worker died and nobody had told the record yet.
 if job[3] == 'running' and job[8] ~= ARGV[2] then redis.call('HINCRBY', KEYS[1], 'losses', 1) end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+-- Never below the clock: a server that lost a start must not grant the same epoch again.
+local epoch = math.max(tonumber(job[1]) + 1, now)
 local next = tonumber(job[2])
-redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'next', next + 1)
+redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'epoch', epoch,
+  'next', next + 1)
 redis.call('HSETNX', KEYS[1], 'started_ms', now) -- the first start: later ones are no queueing
 add_event(next, ARGV[5], job[7])
 return { 'OK', epoch, redis.call('HGET', KEYS[1], 'started_ms') - tonumber(job[6]) }

@@ -112,18 +112,18 @@ async def test_an_idle_job_is_ended_once(store: JobStore) -> None:
 async def test_an_end_races_with_a_start_and_looks_again(store: JobStore) -> None:
     """A job that a worker took after it was read is judged as it stands now."""
     job = await submit(store)
-    seen: list[int] = []
+    seen: list[JobState] = []
 
     async def take() -> None:
         await start(store, job.id, "w1")
 
     def choose(snapshot: Snapshot) -> Ended | None:
-        seen.append(snapshot.record.epoch)
+        seen.append(snapshot.record.state)
         return None if snapshot.record.state is JobState.RUNNING else cancelled(snapshot)
 
     racing = Racing(store, take)
     assert not await end_idle(racing, job.id, choose)
-    assert seen == [0, 1]
+    assert seen == [JobState.QUEUED, JobState.RUNNING]
     assert (await read(store, job.id)).state is JobState.RUNNING
 
 

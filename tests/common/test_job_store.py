@@ -101,10 +101,11 @@ async def test_start_takes_the_job(store: JobStore) -> None:
     """The worker owns the job under a new epoch, and the log says who runs it."""
     job = await submit(store)
     outcome, epoch, queue_s = await store.start(job, "w1", Started("w1", 1))
-    assert (outcome, epoch) == (Outcome.OK, 1)
+    assert outcome is Outcome.OK
+    assert epoch > job.epoch
     assert 0 <= queue_s < 30
     record = await read(store, job.id)
-    assert (record.state, record.owner, record.epoch) == (JobState.RUNNING, "w1", 1)
+    assert (record.state, record.owner, record.epoch) == (JobState.RUNNING, "w1", epoch)
     assert (record.attempts, record.losses, record.next) == (1, 0, 2)
     assert record.started_ms >= record.created_ms
     assert (await _events(store, job.id))[1] == Started("w1", 1)
@@ -141,10 +142,11 @@ async def test_start_counts_the_silent_loss_of_another_worker(store: JobStore) -
 async def test_start_by_the_owner_is_no_loss(store: JobStore) -> None:
     """A worker whose reply was lost starts its job again, and the job has lost nobody."""
     job = await submit(store)
-    await start(store, job.id, "w1")
-    await start(store, job.id, "w1")
+    first = await start(store, job.id, "w1")
+    second = await start(store, job.id, "w1")
     record = await read(store, job.id)
-    assert (record.losses, record.attempts, record.epoch) == (0, 2, 2)
+    assert (record.losses, record.attempts, record.epoch) == (0, 2, second)
+    assert second > first
 
 
 async def test_start_drops_a_cancelled_job(store: JobStore) -> None:
@@ -313,12 +315,12 @@ async def test_requeue_is_for_the_owner_that_runs(store: JobStore) -> None:
 async def test_many_records_in_one_round_trip(store: JobStore) -> None:
     """Records, tops and positions come in the order of the question, None for the lost."""
     first, second = await submit(store), await submit(store)
-    await start(store, second.id)
+    epoch = await start(store, second.id)
     ids = [second.id, "job_x", first.id]
     assert await store.records(ids) == [await read(store, second.id), None, first]
     assert await store.top(ids) == [("i", 2), None, ("i", 1)]
     positions = [await store.position(job_id) for job_id in ids]
-    assert positions == [(1, 2, RETENTION_MS), None, (0, 1, RETENTION_MS)]
+    assert positions == [(epoch, 2, RETENTION_MS), None, (0, 1, RETENTION_MS)]
 
 
 async def test_the_log_is_read_over_page_borders(store: JobStore) -> None:

@@ -12,6 +12,7 @@ from common.connections import pubsub_client
 from common.events import Retrying, Tokens, decode_event, encode_event, is_terminal
 from common.job_store import Append, JobStore, Outcome
 from common.keys import Keys
+from common.registry import Registry
 from tests.support.jobs import (
     BROKEN,
     RETENTION_MS,
@@ -22,7 +23,7 @@ from tests.support.jobs import (
     start,
     submit,
 )
-from tests.support.waiting import within
+from tests.support.waiting import eventually, within
 
 
 async def _texts(store: JobStore, job_id: str) -> list[str]:
@@ -156,6 +157,27 @@ async def test_every_event_after_the_first_rings_the_doorbell(
     assert rung == [b"inc:%d:%b" % entry for entry in (await store.log(job.id))[1:]]
 
 
+async def test_a_server_that_lost_a_start_grants_another_epoch(
+    store: JobStore, redis: Redis, keys: Keys
+) -> None:
+    """Both holders believe in their start, and only one of them can write."""
+    job = await submit(store)
+    names = (keys.job(job.id).record, keys.job(job.id).log)
+    saved = [await redis.dump(name) for name in names]
+    lost = await start(store, job.id, "w1")
+    for name, value in zip(names, saved, strict=True):
+        await redis.restore(name, RETENTION_MS, value, replace=True)
+
+    async def is_later() -> bool:  # no server restarts within the millisecond
+        return await Registry(redis, keys).now_ms() > lost
+
+    await eventually(is_later)
+    granted = await start(store, job.id, "w2")
+    assert granted > lost
+    assert (await append(store, job.id, lost, 2, "a"))[0] is Outcome.FENCED
+    assert await append(store, job.id, granted, 2, "b") == (Outcome.OK, 3)
+
+
 @dataclass
 class Model:
     """What the log must hold: the accepted events, who owns it, and whether it has ended."""
@@ -240,8 +262,9 @@ async def _apply(store: JobStore, job_id: str, model: Model, operation: Operatio
             answer = await store.finish(job_id, position, BROKEN, RETENTION_MS)
             assert answer == model.finish(*position)
         case Move(takes=True) if not model.ended:
-            await start(store, job_id, f"w{model.epoch}")
-            model.epoch, model.running = model.epoch + 1, True
+            epoch = await start(store, job_id, f"w{model.epoch}")
+            assert epoch > model.epoch
+            model.epoch, model.running = epoch, True
             model.accepted.append((await store.log(job_id))[-1][1])
         case Move(takes=False) if model.running and not model.ended:
             retrying = Retrying("worker_lost")

@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx2
-import pytest
+from redis.asyncio import Redis
 
 from common.job_store import JobStore
+from common.keys import Keys
 from gateway.dialects import native_sse
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import submit
@@ -204,19 +205,34 @@ async def drained(reader: socket.socket) -> bytes:
     return await asyncio.to_thread(read)
 
 
+async def read_to_cut(
+    client: httpx2.AsyncClient, job_id: str, once: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Return what comes up to the cut; after the first event do something, once."""
+    received, is_done = b"", False
+    try:
+        async with within(), client.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+            async for chunk in response.aiter_bytes():
+                received += chunk
+                if b"id: 0" in received and not is_done:
+                    is_done = True
+                    await once()
+    except httpx2.RemoteProtocolError:
+        return received
+    raise AssertionError("the stream ended in order, without its terminal event")
+
+
 async def test_a_drain_cuts_streams_with_a_hint(
     make_gateway: MakeGateway, store: JobStore, player: Player
 ) -> None:
     """The last words are a comment, the end is not clean, and the rest is read elsewhere."""
-    received = b""
     async with make_gateway() as gateway, client_of(gateway) as client:
         job_id = await submit(client)
-        with pytest.raises(httpx2.RemoteProtocolError):
-            async with within(), client.stream("GET", f"/v1/jobs/{job_id}/events") as response:
-                async for chunk in response.aiter_bytes():
-                    received += chunk
-                    if not gateway.services.streams.draining:
-                        gateway.services.streams.drain()
+
+        async def drain() -> None:
+            gateway.services.streams.drain()
+
+        received = await read_to_cut(client, job_id, drain)
     assert received.endswith(native_sse.RECONNECT)
     await (await player.take(job_id)).end()
     async with make_gateway() as gateway, client_of(gateway) as client:
@@ -225,17 +241,14 @@ async def test_a_drain_cuts_streams_with_a_hint(
 
 
 async def test_a_stream_whose_job_vanishes_says_so_and_is_cut(
-    client: httpx2.AsyncClient, store: JobStore, player: Player
+    client: httpx2.AsyncClient, redis: Redis, keys: Keys, player: Player
 ) -> None:
     """The reader sees a problem without an ID, and no clean end."""
     job_id = await submit(client)
-    received = b""
-    with pytest.raises(httpx2.RemoteProtocolError):
-        async with within(), client.stream("GET", f"/v1/jobs/{job_id}/events") as response:
-            async for chunk in response.aiter_bytes():
-                received += chunk
-                if b"id: 0" in received:
-                    names = store._keys.job(job_id)
-                    await store._redis.delete(names.record, names.log)
+
+    async def vanish() -> None:
+        await redis.delete(keys.job(job_id).record, keys.job(job_id).log)
+
+    received = await read_to_cut(client, job_id, vanish)
     assert b"event: problem\ndata: " in received
     assert b"job-not-found" in received

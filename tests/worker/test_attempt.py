@@ -87,9 +87,8 @@ def test_a_fresh_attempt_has_everything_confirmed() -> None:
 def test_what_is_pending_becomes_one_event() -> None:
     """Deltas between two flushes are merged, IDs without text included."""
     log = take(make_log(), Delta((1,), "a"), Delta((2,), ""), Delta((3,), "bc"))
-    assert not log.is_sent
-    assert flush(log) == [Tokens(0, (1, 2, 3), "abc")]
-    assert log.is_sent
+    merged = [Tokens(0, (1, 2, 3), "abc")]
+    assert (log.is_sent, flush(log), log.is_sent) == (False, merged, True)
     assert flush(log) == []
 
 
@@ -120,13 +119,12 @@ def test_the_engine_continues_after_all_that_was_logged() -> None:
 def test_only_the_first_new_token_is_urgent() -> None:
     """It asks for a flush of its own; a prefill, text alone and later tokens do not."""
     log = take(make_log(FIRST_LIFE), Prefilled(3, 0, 0.1), Delta((), "a"))
-    assert not log.is_first_token
-    take(log, Delta((1,), ""))
-    assert log.is_first_token
+    urgent = [log.is_first_token]
+    urgent.append(take(log, Delta((1,), "")).is_first_token)
     flush(log)
-    assert not log.is_first_token
-    take(log, Delta((2,), "b"))
-    assert not log.is_first_token
+    urgent.append(log.is_first_token)
+    urgent.append(take(log, Delta((2,), "b")).is_first_token)
+    assert urgent == [False, True, False, False]
 
 
 def test_a_server_that_lost_its_tail_gets_it_again() -> None:
