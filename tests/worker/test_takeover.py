@@ -6,9 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from common import scripts
+from common.emitted import emitted
 from common.job_store import Append, Outcome
 from common.jobs import JobSpec, JobState
-from tests.support.jobs import MODEL, STOPPED, read
+from tests.support.jobs import MODEL, STOPPED, append, read, start
 from tests.support.servers import Server
 from tests.worker.conftest import MakeRig
 from tests.worker.rig import (
@@ -20,6 +21,7 @@ from tests.worker.rig import (
     events_of,
     hold_at,
     ids_of,
+    kinds_of,
     submit,
     text_of,
     undisturbed,
@@ -64,6 +66,35 @@ async def test_killed_at_this_token_the_answer_is_whole(
     assert (end.kind, end.is_eos, end.attempts) == ("completed", True, 2)
     assert end.usage.completion_tokens == NUM_TOKENS
     await at_rest(backend)
+
+
+async def test_what_cannot_be_continued_is_reset(make_rig: MakeRig, backend: Backend) -> None:
+    """Tokens that this engine could not have made are discarded, openly; then it begins anew."""
+    job_id = await submit(backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
+    epoch = await start(backend.store, job_id, "another-version")
+    await append(backend.store, job_id, epoch, 2, "never said")
+    await make_rig().start()
+    end = await end_of(backend, job_id)
+    answer = await undisturbed(JobSpec(MODEL, MAX_TOKENS, prompt=PROMPT))
+    kinds = await kinds_of(backend, job_id)
+    assert kinds == ["accepted", "started", "tokens", "started", "reset", "tokens", "completed"]
+    whole = emitted(await events_of(backend, job_id))
+    assert (whole.text, whole.ids) == (answer.text, answer.ids)
+    assert end.usage.completion_tokens == NUM_TOKENS
+    await at_rest(backend)
+
+
+async def test_a_failed_engine_gives_its_jobs_away(make_rig: MakeRig, backend: Backend) -> None:
+    """Nobody waits for the lease of a worker that knows that it cannot go on."""
+    failing = await make_rig(engine=CutEngine(3)).start()
+    job_id = await hold_at(failing, backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
+    failing.runner.draining = True
+    await failing.runner.hand_over("engine_failed", lost=True)
+    await make_rig().start()
+    end = await end_of(backend, job_id)
+    assert (end.kind, end.attempts) == ("completed", 2)
+    assert "retrying" in await kinds_of(backend, job_id)
+    assert (await read(backend.store, job_id)).losses == 1
 
 
 async def test_killed_between_finish_and_release_nothing_is_written_twice(
