@@ -1,6 +1,6 @@
 """``python -m bench.doorbell``: what a pub/sub message costs, by each way to read it.
 
-The gateway's doorbell reads with ``Connection.read_response``; ``PubSub`` is the usual way. They get
+The gateway's doorbell reads with ``Connection.read_response``; ``PubSub`` is the usual way. All get
 the same messages at the same rate, in turns; the processor time of this process is divided by the
 number of messages. Nothing is done with them.
 """

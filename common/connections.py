@@ -10,7 +10,13 @@ from typing import Any
 
 from redis import Redis as SyncRedis
 from redis import exceptions
-from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 
 UNAVAILABLE = (
     exceptions.ConnectionError,
@@ -69,10 +75,10 @@ _CANCELLABLE: dict[type, type] = {
 
 
 def _client(url: str, **options: Any) -> Redis:
-    client: Redis = Redis.from_url(url, **options)
-    pool = client.connection_pool
+    """Return a client that waits for a free connection: a thousand readers may attach at once."""
+    pool = BlockingConnectionPool.from_url(url, timeout=COMMAND_TIMEOUT_S, **options)
     pool.connection_class = _CANCELLABLE[pool.connection_class]
-    return client
+    return Redis.from_pool(pool)
 
 
 def _options(url: str, timeout_s: float | None) -> dict[str, Any]:

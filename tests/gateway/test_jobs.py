@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -157,18 +158,11 @@ async def make_jobs(
     """Submit jobs of which ``per_ms`` share each millisecond; return their IDs, newest first."""
     places = []
     for number in range(count):
-        record = await submit_to(store, msgspec_tenant(number))
+        record = await submit_to(store, replace(make_job(), tenant=TENANT))
         places.append((1_000_000 + number // per_ms, record.id))
     await redis.zadd(keys.tenant_jobs(TENANT), {job_id: ms for ms, job_id in places})
     await redis.expire(keys.tenant_jobs(TENANT), 600)
     return [job_id for _, job_id in sorted(places, reverse=True)]
-
-
-def msgspec_tenant(_number: int) -> Any:
-    """Return a job of the gateway's tenant."""
-    from dataclasses import replace
-
-    return replace(make_job(), tenant=TENANT)
 
 
 @pytest.mark.parametrize("limit", ["7", "50", "200"])

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -60,8 +61,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "stream": "yes"}, "stream"),
 ]
 NOT_JSON = [
-    b"", b"{", b"nul", b'{"prompt": "a"', b"\xff\xfe", b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}',
-    b'{"prompt": "a"} x', b"{'prompt': 'a'}", b'{"prompt": NaN}', b"\xef\xbb\xbf{}",
+    b"", b"{", b"nul", b'{"prompt": "a"', b"\xff\xfe", b'{"prompt": "\xff"}',
+    b'{"prompt": "\\ud800"}', b'{"prompt": "a"} x', b"{'prompt': 'a'}", b'{"prompt": NaN}', b"\xef\xbb\xbf{}",
 ]  # fmt: skip
 NASTY = [
     b"null", b"[]", b'"a"', b"1", DEEP.encode(), b'{"bogus": 1, ', b'{"bogus": ' + DEEP.encode(),
@@ -188,20 +189,16 @@ def test_a_key_that_is_none_is_refused(header: str) -> None:
 def test_numbers_are_read_or_refused(text: str) -> None:
     """No text makes a number outside its range, or another error than the refusal."""
     for read in (lambda: read_number("n", text, -1, 9), lambda: read_seconds("n", text, 9.0)):
-        try:
+        with suppress(Problem):
             assert -1 <= read() <= 9
-        except Problem as problem:
-            assert problem.status == 400
 
 
 @given(st.binary(max_size=60))
 def test_bytes_are_decoded_or_refused(data: bytes) -> None:
     """No bytes make another error than the refusal."""
     decoder = msgspec.json.Decoder(JobRequest)
-    try:
-        decode_json(data, decoder)
-    except Problem as problem:
-        assert problem.status == 400
+    with suppress(Problem):
+        assert isinstance(decode_json(data, decoder), JobRequest)
 
 
 def test_every_door_takes_part() -> None:
