@@ -4,37 +4,47 @@ from importlib.metadata import version
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from gateway import sockets
 from gateway.middleware import Measured, RequestId
 from gateway.openapi import document
 from gateway.problems import HANDLERS
-from gateway.routes import DOORS
+from gateway.routes import DOORS, Endpoint
 from gateway.services import Services
 
 
-def create_app(services: Services) -> Starlette:
+def create_app(services: Services) -> ASGIApp:
     """Return the app over these services; who made them runs the relay and the streams' clock."""
     api = msgspec.json.encode(document(version("headrace")))
 
     async def openapi(_request: Request) -> Response:
         return Response(api, media_type="application/json")
 
-    routes: list[BaseRoute] = [
-        Route(door.path, door.endpoint, methods=[door.method]) for door in DOORS
-    ]
-    routes += [Route("/openapi.json", openapi), WebSocketRoute("/v1/ws", sockets.serve)]
-    app = Starlette(
-        routes=routes,
-        exception_handlers=HANDLERS,
-        middleware=[
-            Middleware(RequestId),
-            Middleware(Measured, metrics=services.metrics),
-        ],
-    )
+    routes = [*_routes(), Route("/openapi.json", openapi), WebSocketRoute("/v1/ws", sockets.serve)]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.state.services = services
-    return app
+    # Around Starlette, not in it: the answer to a fault of ours must have its ID and be counted.
+    return RequestId(Measured(app, services.metrics))
+
+
+def _routes() -> list[BaseRoute]:
+    """Return one route per path, so that a 405 lists every method that the path takes."""
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for door in DOORS:
+        paths.setdefault(door.path, {})[door.method] = door.endpoint
+    return [
+        Route(path, _by_method(endpoints), methods=list(endpoints))
+        for path, endpoints in paths.items()
+    ]
+
+
+def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
+    async def answer(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await endpoints[method](request)
+
+    return answer

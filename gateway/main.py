@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -74,14 +75,21 @@ def listen(host: str, port: int) -> socket.socket:
     """Return the listening socket; raises ``StartupFailed`` when the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        return _bound(socket.socket(family, socket.SOCK_STREAM), address)
     except OSError as error:
         reason = error.strerror or error
         raise StartupFailed(f"cannot listen on {host}:{port}: {reason}; try --port") from None
-    listener.setblocking(False)
+
+
+def _bound(listener: socket.socket, address: tuple[Any, ...]) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

@@ -62,7 +62,7 @@ class Socket:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             async with asyncio.timeout(CLOSE_S):
                 await self._say_goodbye(next(iter(done)).exception())
-        except TimeoutError:
+        except (TimeoutError, WebSocketDisconnect):
             self.cut()  # it takes nothing, not even the close
         finally:
             for task in tasks:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from redis.asyncio import Redis
-from starlette.applications import Starlette
 
 from common.connections import command_client, pubsub_client
 from common.job_store import JobStore
@@ -61,11 +60,17 @@ class RunningGateway:
 async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
     """Run the gateway's own ``run`` on a free loopback port; stop it without a drain."""
     servers: asyncio.Queue[Server] = asyncio.Queue()
+    parts: list[Services] = []
 
-    class Observed(Server):
+    class ObservedServer(Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             servers.put_nowait(self)
+
+    class ObservedGateway(Gateway):
+        def _services(self) -> Services:
+            parts.append(super()._services())
+            return parts[0]
 
     listener = listen(settings.host, 0)
     port = listener.getsockname()[1]
@@ -73,14 +78,12 @@ async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
         aclosing(command_client(settings.redis)) as redis,
         aclosing(pubsub_client(settings.redis)) as subscriber,
     ):
-        with patch.object(main, "Server", Observed):
-            task = asyncio.create_task(Gateway(settings, redis, subscriber).run(listener))
+        with patch.object(main, "Server", ObservedServer):
+            task = asyncio.create_task(ObservedGateway(settings, redis, subscriber).run(listener))
             async with within():
                 server = await servers.get()
-        assert isinstance(server.config.app, Starlette)
         try:
-            url = f"http://{settings.host}:{port}"
-            yield RunningGateway(url, server.config.app.state.services, server)
+            yield RunningGateway(f"http://{settings.host}:{port}", parts[0], server)
         finally:
             server.force_exit = True
             server.stop()

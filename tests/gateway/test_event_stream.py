@@ -3,11 +3,12 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import httpx2
 from redis.asyncio import Redis
 
+from common.connections import command_client
 from common.job_store import JobStore
 from common.keys import Keys
 from gateway.dialects import native_sse
@@ -16,6 +17,8 @@ from tests.gateway.doors import submit
 from tests.gateway.followers import check_is_log, log_of, numbered, read_stream
 from tests.gateway.player import Attempt, Player
 from tests.gateway.running import RunningGateway
+from tests.support.jobs import start
+from tests.support.servers import Server
 from tests.support.waiting import eventually, within
 
 BIG = "x" * 100_000
@@ -252,3 +255,28 @@ async def test_a_stream_whose_job_vanishes_says_so_and_is_cut(
     received = await read_to_cut(client, job_id, vanish)
     assert b"event: problem\ndata: " in received
     assert b"job-not-found" in received
+
+
+async def test_a_stream_outlives_a_restart_of_redis(
+    own_server: Server, make_gateway: MakeGateway, keys: Keys
+) -> None:
+    """The reader's connection stays open through the outage, and the events go on without a gap."""
+    async with (
+        aclosing(command_client(own_server.url)) as redis,
+        make_gateway(redis=own_server.url, default_model="tiny") as gateway,
+        client_of(gateway) as client,
+    ):
+        store = JobStore(redis, keys)
+        job_id = await submit(client)
+        attempt = Attempt(store, job_id, await start(store, job_id), 2)
+        async with within(), client.sse(f"/v1/jobs/{job_id}/events") as source:
+            events = numbered(source)
+            seen = [await anext(events), await anext(events)]
+            await asyncio.to_thread(own_server.stop)
+            refused = await client.post("/v1/jobs", json={"prompt": "a"})
+            assert refused.status_code == 503
+            await asyncio.to_thread(own_server.start)
+            await attempt.say("a", "b")
+            await attempt.end()
+            seen += [event async for event in events]
+        check_is_log(seen, await log_of(store, job_id))

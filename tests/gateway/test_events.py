@@ -69,13 +69,13 @@ async def test_a_cursor_beyond_the_log_is_refused(
     assert "after=5 " in check_problem(response, 409, "cursor-ahead")["detail"]
 
 
-@pytest.mark.parametrize("after", ["x", "1.5", "-2", "1e3", "0x1", "٣", str(2**53 + 1), "9" * 50])
 async def test_a_cursor_that_is_no_number_is_refused(
-    client: httpx2.AsyncClient, finished: str, after: str
+    client: httpx2.AsyncClient, finished: str
 ) -> None:
     """It is never taken for the start, which would repeat the stream."""
-    response = await client.get(f"/v1/jobs/{finished}/events", params={"after": after})
-    assert "`after`" in check_problem(response, 400, "invalid-parameter")["detail"]
+    for after in ("x", "1.5", "-2", "1e3", "0x1", "\u0663", str(2**53 + 1), "9" * 50, "-"):
+        response = await client.get(f"/v1/jobs/{finished}/events", params={"after": after})
+        assert "`after`" in check_problem(response, 400, "invalid-parameter")["detail"], after
 
 
 @pytest.mark.parametrize("path", ["/events", ""])
@@ -98,10 +98,10 @@ async def test_unknown_expired_and_foreign_jobs_look_alike(
     assert answers[0] == answers[1] == answers[2]
 
 
-@pytest.mark.parametrize("job_id", ["x", "job_", "job_" + "G" * 32, MISSING + "0", "%00", "{x}"])
-async def test_what_is_no_job_id_is_a_missing_job(client: httpx2.AsyncClient, job_id: str) -> None:
+async def test_what_is_no_job_id_is_a_missing_job(client: httpx2.AsyncClient) -> None:
     """It reaches no key."""
-    check_problem(await client.get(f"/v1/jobs/{job_id}/events"), 404, "job-not-found")
+    for job_id in ("x", "job_", "job_" + "G" * 32, MISSING + "0", "%00", "{x}"):
+        check_problem(await client.get(f"/v1/jobs/{job_id}/events"), 404, "job-not-found")
 
 
 async def test_head_does_not_stream(

@@ -295,7 +295,7 @@ async def test_a_read_ends_an_overdue_job(
     job_id = await submit(client, deadline_s=0.001)
 
     async def is_expired() -> bool:
-        return (await show(client, job_id))["status"] == "expired"
+        return bool((await show(client, job_id))["status"] == "expired")
 
     await eventually(is_expired)
     seen = await read_stream(client, job_id)

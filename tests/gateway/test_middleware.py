@@ -21,10 +21,10 @@ async def test_a_harmless_id_of_the_client_is_kept(client: httpx2.AsyncClient) -
     assert response.json()["request_id"] == "my-id_1.2"
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a;b", "\x7f", b"\xff", "a\tb"])
-async def test_any_other_id_is_replaced(client: httpx2.AsyncClient, given: str | bytes) -> None:
+@pytest.mark.parametrize("given", [b"", b"a b", b"x" * 65, b"a;b", b"\xff", b"a\tb"])
+async def test_any_other_id_is_replaced(client: httpx2.AsyncClient, given: bytes) -> None:
     """Nothing from outside reaches a log line or a header as it is."""
-    response = await client.get("/healthz", headers=[(b"x-request-id", given)])  # type: ignore[list-item]
+    response = await client.get("/healthz", headers=[(b"x-request-id", given)])
     assert response.headers["x-request-id"].startswith("req_")
 
 

@@ -62,7 +62,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
 ]
 NOT_JSON = [
     b"", b"{", b"nul", b'{"prompt": "a"', b"\xff\xfe", b'{"prompt": "\xff"}',
-    b'{"prompt": "\\ud800"}', b'{"prompt": "a"} x', b"{'prompt': 'a'}", b'{"prompt": NaN}', b"\xef\xbb\xbf{}",
+    b'{"prompt": "\\ud800"}', b'{"prompt": "a"} x', b"{'prompt': 'a'}",
+    b'{"prompt": NaN}', b"\xef\xbb\xbf{}",
 ]  # fmt: skip
 NASTY = [
     b"null", b"[]", b'"a"', b"1", DEEP.encode(), b'{"bogus": 1, ', b'{"bogus": ' + DEEP.encode(),
@@ -71,13 +72,13 @@ NASTY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "named"), INVALID, ids=lambda value: str(value)[:40])
 async def test_an_invalid_job_is_refused_by_name(
-    client: httpx2.AsyncClient, player: Player, body: dict[str, Any], named: str
+    client: httpx2.AsyncClient, player: Player
 ) -> None:
     """The answer names the field; several unknown fields are all named."""
-    response = await client.post("/v1/jobs", content=json.dumps(body))
-    assert named in check_problem(response, 400, "invalid-request")["detail"]
+    for body, named in INVALID:
+        response = await client.post("/v1/jobs", content=json.dumps(body))
+        assert named in check_problem(response, 400, "invalid-request")["detail"], body
 
 
 async def test_what_is_not_json_is_refused(client: httpx2.AsyncClient, player: Player) -> None:

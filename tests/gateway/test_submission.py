@@ -80,6 +80,14 @@ async def test_one_key_is_one_job_on_every_gateway(
     assert second.json() == first.json()
 
 
+async def test_a_burst_is_accepted(
+    client: httpx2.AsyncClient, redis: Redis, keys: Keys, player: Player
+) -> None:
+    """More requests at once than the gateway has connections to Redis are no outage."""
+    await asyncio.gather(*(submit(client) for _ in range(300)))
+    assert await num_waiting(redis, keys) == 300
+
+
 async def test_one_key_with_another_payload_is_refused(
     client: httpx2.AsyncClient, player: Player
 ) -> None:
