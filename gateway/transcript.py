@@ -52,6 +52,8 @@ def merged(events: Sequence[Event], start: int) -> list[tuple[int, Event]]:
     ``events[0]`` has number ``start``. A merged event carries the number of its last part, so that
     a reader that resumes after it misses nothing and gets nothing twice.
     """
+    if len(events) == 1:
+        return [(start, events[0])]
     frames: list[tuple[int, Event]] = []
     run: list[Tokens] = []
     for n, event in enumerate(events, start):
