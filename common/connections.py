@@ -18,14 +18,23 @@ from redis.asyncio import (
     UnixDomainSocketConnection,
 )
 
+
+class WritesRefused(exceptions.ResponseError):
+    """The server takes no writes for now: its disk is full, or it has too few replicas."""
+
+
 UNAVAILABLE = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.BusyLoadingError,
     exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    WritesRefused,
     OSError,
 )
-"""What a caller sees while the server is away, restarting or no longer the primary."""
+"""The server is away, restarting, full or no longer the primary: wait and send again."""
+
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN")
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
@@ -38,8 +47,8 @@ _KEEPALIVE: dict[int, int] = {
 }
 
 
-class _Cancellable:
-    """Hears a cancellation that comes while a command is sent.
+class _Careful:
+    """Tells a server that takes no writes from a wrong command, and hears cancellations.
 
     redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that
     comes when the sending is just done; the task would then run for ever.
@@ -54,20 +63,28 @@ class _Cancellable:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             raise asyncio.CancelledError
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # type: ignore[misc]
+        except exceptions.ResponseError as error:
+            if str(error).startswith(_REFUSALS):
+                raise WritesRefused(str(error)) from None
+            raise
 
-class _TcpConnection(_Cancellable, Connection):
+
+class _TcpConnection(_Careful, Connection):
     pass
 
 
-class _TlsConnection(_Cancellable, SSLConnection):
+class _TlsConnection(_Careful, SSLConnection):
     pass
 
 
-class _UnixConnection(_Cancellable, UnixDomainSocketConnection):
+class _UnixConnection(_Careful, UnixDomainSocketConnection):
     pass
 
 
-_CANCELLABLE: dict[type, type] = {
+_CAREFUL: dict[type, type] = {
     Connection: _TcpConnection,
     SSLConnection: _TlsConnection,
     UnixDomainSocketConnection: _UnixConnection,
@@ -77,7 +94,7 @@ _CANCELLABLE: dict[type, type] = {
 def _client(url: str, **options: Any) -> Redis:
     """Return a client that waits for a free connection: a thousand readers may attach at once."""
     pool = BlockingConnectionPool.from_url(url, timeout=COMMAND_TIMEOUT_S, **options)
-    pool.connection_class = _CANCELLABLE[pool.connection_class]
+    pool.connection_class = _CAREFUL[pool.connection_class]
     return Redis.from_pool(pool)
 
 

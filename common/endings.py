@@ -50,16 +50,19 @@ def worker_lost(snapshot: Snapshot) -> Failed:
 
 
 def choose_end(
-    snapshot: Snapshot, now_ms: int, max_losses: int, worker_id: str = ""
+    snapshot: Snapshot, now_ms: int, max_losses: int | None = None, worker_id: str = ""
 ) -> Ended | None:
-    """Return the end that a job must get instead of a start by this worker, or None."""
+    """Return the end that a job must get instead of a start by this worker, or None.
+
+    Without ``max_losses`` nobody gives the job up for its lost workers.
+    """
     record = snapshot.record
     losses = record.losses + (record.state is JobState.RUNNING and record.owner != worker_id)
     if record.cancel:
         return cancelled(snapshot)
     if now_ms >= record.deadline_ms:
         return expired(snapshot)
-    return worker_lost(snapshot) if losses >= max_losses else None
+    return worker_lost(snapshot) if max_losses is not None and losses >= max_losses else None
 
 
 async def end_idle(store: JobStore, job_id: str, choose: Choose) -> bool:

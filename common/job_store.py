@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -13,6 +14,8 @@ from common.events import STATE_OF_END, Ended, Event, Retrying, decode_event, en
 from common.jobs import TERMINAL, JobSpec, JobState, decode_spec, encode_spec
 from common.keys import JobKeys, Keys
 from common.scripts import Argument, Script
+
+_log = structlog.get_logger()
 
 LOG_PAGE = 1024
 
@@ -230,13 +233,13 @@ class JobStore:
         return epoch, next_n, retention_ms
 
     async def records(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """Return many job records in one round trip."""
+        """Return many job records in one round trip; None for a lost or an unreadable one."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hgetall(self._keys.job(job_id).record)
             replies = await pipeline.execute()
         return [
-            _record(job_id, fields) if fields else None
+            _record_if_readable(job_id, fields)
             for job_id, fields in zip(job_ids, replies, strict=True)
         ]
 
@@ -276,9 +279,20 @@ def _numbered(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[int, bytes]:
     return int(entry_id.partition(b"-")[2]) - 1, fields[b"event"]
 
 
+def _record_if_readable(job_id: str, fields: dict[bytes, bytes]) -> JobRecord | None:
+    """Return None where one damaged record must not hide the others."""
+    try:
+        return _record(job_id, fields) if fields else None
+    except msgspec.MsgspecError as error:
+        _log.error("job_unreadable", job=job_id, error=str(error))
+        return None
+
+
 def _record(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
+    """Return the record of a hash; raises ``msgspec.MsgspecError`` where it cannot be read."""
+
     def number(name: bytes) -> int:
-        return int(fields.get(name, b"0"))
+        return msgspec.convert(fields.get(name, b"0").decode(), int, strict=False)
 
     def text(name: bytes) -> str:
         return fields.get(name, b"").decode()

@@ -83,6 +83,8 @@ class Heartbeat:
             pipeline.pexpire(key, self._lease_ms)
             pipeline.execute()
             pipeline.zadd(self._keys.models, {info.model: reply[1]})
+            forgotten_ms = int(reply[1]) - MODEL_MEMORY_S * 1000
+            pipeline.zremrangebyscore(self._keys.models, "-inf", forgotten_ms)
             pipeline.expire(self._keys.models, MODEL_MEMORY_S)
             pipeline.execute()
         return True

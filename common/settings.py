@@ -1,16 +1,19 @@
 """Settings: flags, then ``HEADRACE_*``, then a TOML file, then defaults.
 
 One class for every process, so that a name means the same everywhere: the flag ``--data-dir``, the
-variable ``HEADRACE_DATA_DIR`` and the file's ``data_dir`` are one setting. A wrong or unknown one
-stops the start with one line.
+variable ``HEADRACE_DATA_DIR`` and the file's ``data_dir`` are one setting. Every setting is a
+``HEADRACE_`` variable or a line of the TOML file, and the common ones are flags (see
+``headrace config show``). A wrong or unknown one stops the start with one line.
 """
 
 import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import StartupFailed
@@ -43,6 +46,9 @@ class Settings(BaseSettings):
         8700, ge=0, le=65_535, description="port the gateway listens on, 0 = free one"
     )
     insecure: bool = Field(False, description="allow a non-loopback address without API keys")
+    allowed_origins: str = Field(
+        "", description="web origins that may use the API, such as https://chat.example, by comma"
+    )
     default_model: str = Field(
         "", description="model of a job that names none; empty: any live one"
     )
@@ -55,6 +61,7 @@ class Settings(BaseSettings):
         30, description="a reader that takes nothing is cut after this"
     )
     resync_s: Seconds = Field(3, description="idle streams are compared with the log this often")
+    max_streams: Count = Field(10_000, description="open streams per gateway, above it 503")
     gateway_drain_s: Seconds = Field(5, description="time for streams to close on SIGTERM")
 
     model: str = Field(
@@ -88,6 +95,19 @@ class Settings(BaseSettings):
         description="embedded server's data",
     )
     workers: Annotated[int, Field(ge=0, le=256)] = Field(1, description="workers that `up` starts")
+
+    @field_validator("redis")
+    @classmethod
+    def _is_redis_url(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise PydanticCustomError(
+                "redis_url", "URL should begin with redis://, rediss:// or unix://"
+            )
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise PydanticCustomError("redis_url", "URL should have a valid port") from None
+        return url
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook

@@ -9,9 +9,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
+from common.settings import Settings
 from gateway import sockets
 from gateway.middleware import Measured, RequestId
 from gateway.openapi import document
+from gateway.origin import OriginGuard, is_loopback_name
 from gateway.problems import HANDLERS
 from gateway.routes import DOORS, Endpoint
 from gateway.services import Services
@@ -28,7 +30,14 @@ def create_app(services: Services) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.state.services = services
     # Around Starlette, not in it: the answer to a fault of ours must have its ID and be counted.
-    return RequestId(Measured(app, services.metrics))
+    return RequestId(Measured(_guarded(app, services.settings), services.metrics))
+
+
+def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    origins = (origin.strip().rstrip("/") for origin in settings.allowed_origins.split(","))
+    return OriginGuard(
+        app, frozenset(filter(None, origins)), loopback_only=is_loopback_name(settings.host)
+    )
 
 
 def _routes() -> list[BaseRoute]:

@@ -33,6 +33,7 @@ async def open_stream(services: Services, tenant: str, job_id: str, after: int) 
 
     A reader that has the terminal event gets 204, which tells an ``EventSource`` to stop.
     """
+    services.streams.require_room()
     signal = Signal()
     cursor = await services.relay.open(tenant, job_id, after + 1, signal.set)
     if cursor.is_done:

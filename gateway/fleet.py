@@ -66,9 +66,12 @@ async def metrics(request: Request) -> Response:
     own.subscribers.set(services.relay.num_cursors)
     own.watched.set(services.relay.num_watches)
     own.slow_closed.set(services.streams.num_stalled)
-    names = sorted(await services.registry.models())
-    lanes = [Lanes(services.redis, services.keys, name) for name in names]
-    await own.collect_fleet(lanes, services.registry, services.settings.lease_s)
+    try:
+        names = sorted(await services.registry.models())
+        lanes = [Lanes(services.redis, services.keys, name) for name in names]
+        await own.collect_fleet(lanes, services.registry, services.settings.lease_s)
+    except UNAVAILABLE:
+        own.lose_fleet()
     return Response(own.render(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import ipaddress
 import secrets
 import signal
 import socket
@@ -25,6 +24,7 @@ from common.telemetry import configure_logging
 from gateway.app import create_app
 from gateway.doorbell import Doorbell
 from gateway.metrics import Metrics
+from gateway.origin import is_loopback_name
 from gateway.protocol import CuttableProtocol, CuttableWebSocketProtocol
 from gateway.relay import Relay
 from gateway.secret import SharedSecret
@@ -63,7 +63,7 @@ def spare_collector() -> None:
 
 def refuse_open_door(settings: Settings) -> None:
     """Refuse an address that others can reach while there are no API keys."""
-    if settings.insecure or _is_loopback(settings.host):
+    if settings.insecure or is_loopback_name(settings.host):
         return
     raise StartupFailed(
         f"--host {settings.host} can be reached from outside and there are no API keys: "
@@ -112,7 +112,7 @@ class Gateway:
         self._keys = keys = Keys(settings.key_prefix)
         self._store = JobStore(redis, keys)
         self._registry = Registry(redis, keys)
-        self._streams = Streams(settings.ping_s, settings.write_timeout_s)
+        self._streams = Streams(settings.ping_s, settings.write_timeout_s, settings.max_streams)
         doorbell = Doorbell(subscriber, redis, keys.probe(secrets.token_hex(8)))
         self._relay = Relay(self._store, self._registry, doorbell, keys, settings.resync_s)
 
@@ -185,12 +185,3 @@ class Server(uvicorn.Server):
         """Stop accepting, ask the streams to end, wait for them with a deadline."""
         self._streams.drain()
         await super().shutdown(sockets)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

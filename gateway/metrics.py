@@ -42,6 +42,7 @@ class Metrics:
             "headrace_slow_consumers_closed", "Readers cut because they took nothing, ever",
             registry=registry,
         )  # fmt: skip
+        self._redis_up = Gauge("headrace_redis_up", "Redis answered this scrape", registry=registry)
         self._waiting = self._by_model("headrace_num_jobs_waiting", "Jobs waiting in lanes")
         self._running = self._by_model("headrace_num_jobs_running", "Jobs held by workers")
         self._workers = self._by_model("headrace_workers", "Live workers")
@@ -54,24 +55,35 @@ class Metrics:
             "headrace_worker_tokens_per_second", "Tokens generated, last seconds",
             ["model", "worker"], registry=registry,
         )  # fmt: skip
-
-    async def collect_fleet(self, lanes: list[Lanes], registry: Registry, lease_s: float) -> None:
-        """Read queues and workers off Redis."""
-        for gauge in (
+        self._fleet = (
             self._waiting, self._running, self._workers, self._capacity, self._heartbeat,
             self._tokens_per_s,
-        ):  # fmt: skip
-            gauge.clear()
-        for lane in lanes:
-            depths = await lane.depths()
-            self._waiting.labels(lane.model).set(sum(depth.waiting for depth in depths))
-            self._running.labels(lane.model).set(sum(depth.pending for depth in depths))
-        for worker in await registry.workers():
+        )  # fmt: skip
+
+    async def collect_fleet(self, lanes: list[Lanes], registry: Registry, lease_s: float) -> None:
+        """Read queues and workers off Redis; two scrapes at once do not mix."""
+        depths = {lane.model: await lane.depths() for lane in lanes}
+        workers = await registry.workers()
+        self._forget_fleet()
+        self._redis_up.set(1)
+        for model, found in depths.items():
+            self._waiting.labels(model).set(sum(depth.waiting for depth in found))
+            self._running.labels(model).set(sum(depth.pending for depth in found))
+        for worker in workers:
             model, worker_id = worker.info.model, worker.info.id
             self._workers.labels(model).inc()
             self._capacity.labels(model).inc(worker.info.capacity)
             self._heartbeat.labels(model, worker_id).set(max(0.0, lease_s - worker.lease_s))
             self._tokens_per_s.labels(model, worker_id).set(worker.info.tokens_per_s)
+
+    def lose_fleet(self) -> None:
+        """Say that Redis does not answer, and nothing about what is in it."""
+        self._forget_fleet()
+        self._redis_up.set(0)
+
+    def _forget_fleet(self) -> None:
+        for gauge in self._fleet:
+            gauge.clear()
 
     def render(self) -> bytes:
         """Return the exposition text."""

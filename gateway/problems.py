@@ -55,12 +55,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
+def redis_unavailable() -> Problem:
+    """Return the refusal while Redis is away."""
+    detail = "Redis does not answer right now; nothing was lost, try again in a moment."
+    return Problem(503, "redis-unavailable", detail, retry_after_s=1)
+
+
 async def on_unavailable(request: Request, error: Exception) -> Response:
     """Fail fast while Redis is away: the client knows best when to try again."""
     _log.warning("redis_unavailable", error=str(error), path=request.url.path)
-    detail = "Redis does not answer right now; nothing was lost, try again in a moment."
-    problem = Problem(503, "redis-unavailable", detail, retry_after_s=1)
-    return problem_response(request, problem)
+    return problem_response(request, redis_unavailable())
 
 
 async def on_full(request: Request, error: Exception) -> Response:
@@ -75,6 +79,13 @@ async def on_left(request: Request, _error: Exception) -> Response:
     return problem_response(request, Problem(400, "client-left", "The request has no end."))
 
 
+async def on_unreadable(request: Request, error: Exception) -> Response:
+    """Answer a job that another version of Headrace wrote, or that was damaged in Redis."""
+    _log.error("job_unreadable", path=request.url.path, error=str(error))
+    detail = "The job's record cannot be read by this gateway's version; upgrade the older one."
+    return problem_response(request, Problem(502, "job-unreadable", detail))
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     """Answer our own fault; the log has the rest under the same request ID."""
     _log.error("request_failed", path=request.url.path, exc_info=error)
@@ -86,7 +97,8 @@ HANDLERS: dict[Any, Any] = {
     Problem: on_problem,
     HTTPException: on_http_exception,
     ClientDisconnect: on_left,
-    OutOfMemoryError: on_full,
     **dict.fromkeys(UNAVAILABLE, on_unavailable),
+    OutOfMemoryError: on_full,
+    msgspec.MsgspecError: on_unreadable,
     Exception: on_bug,
 }

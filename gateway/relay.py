@@ -9,10 +9,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from common.connections import UNAVAILABLE
-from common.endings import choose_end, end_idle
+from common.endings import choose_end, end_idle, end_unreadable
 from common.errors import Problem
 from common.job_store import JobRecord, JobStore
 from common.keys import Keys
@@ -26,7 +27,6 @@ _log = structlog.get_logger()
 RETRY_S = 0.25
 OVERDUE_GRACE_MS = 5_000  # for the workers to end an overdue job themselves
 COMPARE_PAGE = 50  # jobs per round trip: while the answers are parsed, no stream moves
-NEVER = 2**31  # as a limit of lost workers: only workers give a job up
 
 
 def job_not_found(job_id: str) -> Problem:
@@ -229,11 +229,17 @@ class Relay:
             elif top[1] > len(watch.transcript):
                 self._start_catch_up(watch)
             elif now_ms > watch.deadline_ms + OVERDUE_GRACE_MS:
-                await self.end_overdue(watch.job_id, now_ms)
+                await self._end_watched(watch, now_ms)
+
+    async def _end_watched(self, watch: Watch, now_ms: int) -> None:
+        try:
+            await self.end_overdue(watch.job_id, now_ms)
+        except msgspec.MsgspecError as error:
+            await end_unreadable(self._store, watch.job_id, error)
 
     async def end_overdue(self, job_id: str, now_ms: int) -> None:
         """End a job past its deadline that no worker has ended: there may be none."""
-        await end_idle(self._store, job_id, lambda latest: choose_end(latest, now_ms, NEVER))
+        await end_idle(self._store, job_id, lambda latest: choose_end(latest, now_ms))
 
 
 def is_overdue(record: JobRecord, now_ms: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import events, fleet, jobs, schemas
+from gateway import events, fleet, jobs, listing, schemas
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -59,7 +59,7 @@ _STATUS = Parameter(
     "status", "query", {"$ref": "#/components/schemas/JobState"}, "Only jobs in this state."
 )
 _LIMIT = Parameter(
-    "limit", "query", {"type": "integer", "minimum": 1, "maximum": jobs.MAX_PAGE, "default": 50},
+    "limit", "query", {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": 50},
     "Jobs per page.",
 )  # fmt: skip
 _CURSOR = Parameter("cursor", "query", _STRING, "`next_cursor` of the page before.")
@@ -68,7 +68,7 @@ DOORS = (
     Door("POST", "/v1/jobs", jobs.submit, "Submit a job",
          {202: schemas.SubmittedJob, 200: EVENT_STREAM}, schemas.JobRequest, (_KEY,),
          (400, 404, 413, 422, 429, 503)),
-    Door("GET", "/v1/jobs", jobs.listing, "List jobs, newest first",
+    Door("GET", "/v1/jobs", listing.list_jobs, "List jobs, newest first",
          {200: schemas.JobList}, None, (_STATUS, _LIMIT, _CURSOR)),
     Door("GET", "/v1/jobs/{job_id}", jobs.show, "Read a job",
          {200: schemas.JobView}, None, (_WAIT,), (400, 404, 503)),

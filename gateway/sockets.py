@@ -15,8 +15,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from common.connections import UNAVAILABLE
 from common.errors import Problem
 from gateway import socket_messages as messages
+from gateway.cancellation import cancel_job
 from gateway.dialects import native_ws
-from gateway.jobs import cancel_job
+from gateway.problems import redis_unavailable
 from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
 from gateway.services import Services, services_of, tenant_of
@@ -28,11 +29,17 @@ _log = structlog.get_logger()
 MAX_SUBSCRIPTIONS = 1_000
 GOING_AWAY = 1012
 INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
 CLOSE_S = 5.0
 
 
 async def serve(websocket: WebSocket) -> None:
     """Serve one socket until its client leaves or the gateway drains."""
+    try:
+        services_of(websocket).streams.require_room()
+    except Problem:
+        await websocket.close(TRY_AGAIN_LATER)  # before the handshake: an HTTP 403
+        return
     await websocket.accept()
     await Socket(websocket, services_of(websocket), tenant_of(websocket)).run()
 
@@ -47,6 +54,7 @@ class Socket:
         self._services = services
         self._tenant = tenant
         self._cursors: dict[str, Cursor] = {}
+        self._afterwards: list[messages.ToClient] = []  # to be sent after the answer
         self._unannounced: list[str] = []  # subscribed, but the client has not been told yet
         self._ready: dict[str, None] = {}  # jobs with news, in order of arrival
         self._signal = Signal()
@@ -89,6 +97,8 @@ class Socket:
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
             await self._send(await self._answer(message.get("text")))
+            while self._afterwards:
+                await self._send(self._afterwards.pop(0))
             self._announce()
 
     async def _answer(self, text: str | None) -> messages.ToClient:
@@ -102,8 +112,7 @@ class Socket:
         except Problem as problem:
             return _refused(problem, ref=ref)
         except UNAVAILABLE:
-            detail = "Redis does not answer right now; nothing was lost, try again in a moment."
-            return _refused(Problem(503, "redis-unavailable", detail), ref=ref)
+            return _refused(redis_unavailable(), ref=ref)
 
     async def _handle(self, message: messages.FromClient) -> messages.ToClient:
         match message:
@@ -121,18 +130,27 @@ class Socket:
 
     async def _submit(self, message: messages.Submit) -> messages.ToClient:
         key = read_idempotency_key(message.idempotency_key)
+        if message.subscribe:
+            self._require_room()  # before the job is accepted
         job = (await accept(self._services, self._tenant, message.job, key)).job
         if message.subscribe and job.id not in self._cursors:
-            await self._subscribe(job.id, -1)
+            await self._subscribe_accepted(job.id)
         return messages.Submitted(job.id, job.status, job.model, message.ref)
+
+    async def _subscribe_accepted(self, job_id: str) -> None:
+        """Subscribe; what goes wrong is told after the answer, because the job is accepted."""
+        try:
+            await self._subscribe(job_id, -1)
+        except Problem as problem:
+            self._afterwards.append(_refused(problem, job=job_id))
+        except UNAVAILABLE:
+            self._afterwards.append(_refused(redis_unavailable(), job=job_id))
 
     async def _subscribe(self, job_id: str, after: int) -> None:
         if job_id in self._cursors:
             detail = "This socket follows the job already; unsubscribe first."
             raise Problem(409, "already-subscribed", detail)
-        if len(self._cursors) >= MAX_SUBSCRIPTIONS:
-            detail = f"A socket follows {MAX_SUBSCRIPTIONS} jobs at most; open another one."
-            raise Problem(429, "too-many-subscriptions", detail)
+        self._require_room()
         if after < -1:
             raise bad_request("invalid-parameter", "`after` must be -1 or an event's number.")
 
@@ -141,10 +159,14 @@ class Socket:
                 self._ready[job_id] = None
                 self._signal.set()
 
+        cursor = await self._services.relay.open(self._tenant, job_id, after + 1, wake)
+        self._cursors[job_id] = cursor
         self._unannounced.append(job_id)
-        self._cursors[job_id] = await self._services.relay.open(
-            self._tenant, job_id, after + 1, wake
-        )
+
+    def _require_room(self) -> None:
+        if len(self._cursors) >= MAX_SUBSCRIPTIONS:
+            detail = f"A socket follows {MAX_SUBSCRIPTIONS} jobs at most; open another one."
+            raise Problem(429, "too-many-subscriptions", detail)
 
     def _announce(self) -> None:
         """Let events flow, now that the answer that names their job was sent."""
@@ -186,6 +208,8 @@ class Socket:
             return
         try:
             for frame in cursor.take(native_ws.frame):
+                if self._cursors.get(job_id) is not cursor:
+                    return  # unsubscribed while a frame was sent
                 await self._send_text(frame)
         except Problem as problem:
             await self._drop(job_id, cursor)

@@ -7,6 +7,8 @@ import asyncio
 import time
 from typing import Protocol
 
+from common.errors import Problem
+
 TICK_S = 0.5
 
 
@@ -32,15 +34,22 @@ class Stream(Protocol):
 class Streams:
     """Every stream registers here while it is open."""
 
-    def __init__(self, ping_s: float, write_timeout_s: float) -> None:
+    def __init__(self, ping_s: float, write_timeout_s: float, max_streams: int = 10_000) -> None:
         self.draining = False
         self.num_stalled = 0  # readers that were cut, ever
         self._ping_s = ping_s
         self._write_timeout_s = write_timeout_s
+        self._max_streams = max_streams
         self._open: set[Stream] = set()
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def require_room(self) -> None:
+        """Refuse one stream too many at once; raises ``Problem``."""
+        if len(self._open) >= self._max_streams:
+            detail = "This gateway has as many streams as it takes; try again or ask another one."
+            raise Problem(503, "too-many-streams", detail, retry_after_s=5)
 
     def add(self, stream: Stream) -> None:
         """Watch over a stream."""

@@ -59,9 +59,9 @@ async def accept(
     if not submitted.created:
         spec = await _stored_spec(services, job_id, spec)
     if submitted.state in ACTIVE:
-        await _index(services, tenant, job_id, submitted)
         lanes = Lanes(services.redis, services.keys, spec.model)
         await lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms)
+        await _index(services, tenant, job_id, submitted)
     services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     return Acceptance(_answer(job_id, spec.model, submitted), replayed=not submitted.created)
 

@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -9,6 +10,8 @@ from common.errors import StartupFailed
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 
+_MASK = "***"
+_PASSWORD_FIELD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
 
 
@@ -49,11 +52,17 @@ def is_loopback(url: str) -> bool:
 
 
 def masked(url: str) -> str:
-    """Return the URL without its password."""
+    """Return the URL without its passwords."""
+    url = _PASSWORD_FIELD.sub(rf"\g<1>{_MASK}", url)
     user, at, rest = url.rpartition("@")
     scheme, separator, login = user.partition("://")
     name, colon, _ = login.partition(":")
-    return f"{scheme}{separator}{name}{colon and ':***'}{at}{rest}"
+    return f"{scheme}{separator}{name}{colon and f':{_MASK}'}{at}{rest}"
+
+
+def lacks_password(url: str) -> bool:
+    """Tell whether the URL is a masked one, with which nobody can log in."""
+    return _MASK in url
 
 
 def _family(host: str) -> socket.AddressFamily:

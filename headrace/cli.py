@@ -62,6 +62,14 @@ class _Commands(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for number, argument in enumerate(args, 1):
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                raise typer.BadParameter(f"argument {number} is not UTF-8 text", ctx) from None
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -81,8 +89,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="A setting is a flag, a HEADRACE_ variable or a line of the settings file; "
-    "`headrace config show` lists them all.",
+    epilog="Every setting is a HEADRACE_ variable or a line of the TOML file, and the common ones "
+    "are flags (see `headrace config show`).",
 )
 
 

@@ -1,6 +1,6 @@
 """The data directory of a local stack, and the lock that keeps a second stack out of it.
 
-DIR/stack.lock    held while a stack lives; says which process and which server
+DIR/stack.lock    held while a stack lives; says which process, server and gateway
 DIR/valkey/       the embedded server's data, socket and configuration
 DIR/logs/         one log per child
 """
@@ -26,6 +26,9 @@ class StackNote(msgspec.Struct, frozen=True):
 
     pid: int
     redis: str = ""
+    """Its server; a password is masked unless the server is the stack's own."""
+    url: str = ""
+    """Its gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,27 @@ def locked(path: Path) -> Iterator[DataDir]:
 def running_stack(path: Path) -> StackNote | None:
     """Return the stack that lives in the directory, None when there is none."""
     try:
-        note = msgspec.json.decode(_lock_file(path).read_bytes(), type=StackNote)
-        os.kill(note.pid, 0)
+        with _lock_file(path).open("rb") as file:
+            note = msgspec.json.decode(file.read(), type=StackNote)
+            os.kill(note.pid, 0)
+            is_held = _is_held(file.fileno())
     except (OSError, msgspec.DecodeError):
         return None
-    return note
+    return note if is_held else None
 
 
 def _lock_file(path: Path) -> Path:
     return path / "stack.lock"
+
+
+def _is_held(fd: int) -> bool:
+    """Tell whether a stack has the lock: the process of a killed one's note may be another now."""
+    try:
+        # Shared, so that those who only look do not see each other; given back when fd is closed.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _acquire(fd: int, path: Path) -> None:

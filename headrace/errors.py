@@ -22,10 +22,14 @@ class Unreachable(ClientError):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"no gateway answers at {url} ({reason}); start one with `headrace up`")
         self.url = url
+        self.reason = reason
 
 
 class ApiError(ClientError):
-    """The gateway's refusal (RFC 9457). ``type`` is stable: the last part of the problem's URN."""
+    """The gateway's refusal (RFC 9457). ``type`` is stable: the last part of the problem's URN.
+
+    ``status`` is 0 for a problem that ended a stream.
+    """
 
     def __init__(
         self,

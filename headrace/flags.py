@@ -13,24 +13,60 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Gateway to talk to.")]
+from headrace.addresses import DEFAULT_URL
+from headrace.default_gateway import default_url
+
+
+def _given_or_default(url: str) -> str:
+    return url or default_url()
+
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="HEADRACE_URL",
+        metavar="URL",
+        help="Gateway to talk to.",
+        callback=_given_or_default,
+        show_default=f"that of a running `headrace up`, else {DEFAULT_URL}",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID.", show_default=False)]
+JobId = Annotated[str, typer.Argument(metavar="JOB", hidden=True)]
 
 _Redis = Annotated[str | None, typer.Option(metavar="URL", help="Redis or Valkey to use.")]
-_Host = Annotated[str | None, typer.Option(help="Address the gateway listens on.")]
-_Port = Annotated[int | None, typer.Option(help="Port the gateway listens on, 0 = a free one.")]
+# The defaults are the settings', which this module does not load. A test compares them.
+_Host = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Address the gateway listens on. [default: 127.0.0.1]"),
+]
+_Port = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PORT", help="Port the gateway listens on, 0 = a free one. [default: 8700]"
+    ),
+]
+_DemoPort = Annotated[
+    int | None,
+    typer.Option(metavar="PORT", help="Port the gateway listens on. [default: a free one]"),
+]
 _Model = Annotated[
-    str | None, typer.Option(help="Model name, directory, GGUF file or Hugging Face ID.")
+    str | None,
+    typer.Option(metavar="MODEL", help="Model name, directory, GGUF file or Hugging Face ID."),
 ]
 _Engine = Annotated[Literal["local", "fake"] | None, typer.Option(help="What makes the tokens.")]
 _Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")
 ]
-_Capacity = Annotated[int | None, typer.Option(help="Jobs a worker runs at once.")]
-_DataDir = Annotated[Path | None, typer.Option(help="Data and logs of the local stack.")]
-_Workers = Annotated[int | None, typer.Option(metavar="N", help="Workers to start.")]
+_Capacity = Annotated[
+    int | None, typer.Option(metavar="N", help="Jobs a worker runs at once. [default: 4]")
+]
+_DataDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Data and logs of the local stack.")
+]
+_Workers = Annotated[int | None, typer.Option(metavar="N", help="Workers to start. [default: 1]")]
 _Insecure = Annotated[
     bool | None,
     typer.Option("--insecure", help="Allow a non-loopback address without API keys."),
@@ -78,6 +114,24 @@ class StackFlags:
     device: _Device = None
     capacity: _Capacity = None
     log_level: _LogLevel = None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFlags(StackFlags):
+    """The same for a stack that nobody else talks to."""
+
+    port: _DemoPort = None
+
+
+class PlainCommand(TyperCommand):
+    """A command whose usage line has its arguments without braces. Its help text explains them.
+
+    Typer would list them with their Python types.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 def given(flags: GatewayFlags | WorkerFlags | StackFlags) -> dict[str, Any]:

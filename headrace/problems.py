@@ -1,10 +1,10 @@
-"""The gateway's refusals: problem documents become errors."""
+"""The gateway's refusals: problem documents become errors, also where one ends a stream."""
 
 import httpx2
 import msgspec
 
 from common.errors import URN
-from headrace.errors import ApiError
+from headrace.errors import ApiError, ProtocolError
 from headrace.views import ProblemDocument
 
 _SHOWN_CHARS = 200
@@ -24,6 +24,18 @@ def problem_of(response: httpx2.Response) -> ApiError:
         request_id=problem.request_id or response.headers.get("x-request-id", ""),
         retry_after_s=retry_after_s(response),
     )
+
+
+def problem_of_event(data: str) -> ApiError:
+    """Return the problem that ended a stream as an error."""
+    try:
+        problem = msgspec.json.decode(data, type=ProblemDocument)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(
+            f"the gateway sent a problem that this client cannot read: {error}"
+        ) from error
+    type_ = problem.type.removeprefix(URN)
+    return ApiError(problem.status, type_, problem.detail or problem.title or type_)
 
 
 def retry_after_s(response: httpx2.Response) -> float | None:

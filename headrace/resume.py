@@ -11,12 +11,13 @@ import msgspec
 
 from common.events import Event, is_terminal
 from headrace.errors import ProtocolError, StreamCut
-from headrace.problems import problem_of
+from headrace.problems import problem_of, problem_of_event
 
 Notice = Callable[[str], None]
 
 LONGEST_RETRY_AFTER_S = 120.0
 _NO_CONTENT = 204
+_PROBLEM = "problem"  # the name of the last words of a stream that cannot go on
 _TRY_LATER = frozenset({429, 502, 503, 504})
 
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -111,6 +112,8 @@ class Follower:
         """Return the event and move the cursor; None for what brings no news."""
         if not message.data:  # a lone `retry:` field
             return None
+        if message.event == _PROBLEM:
+            raise problem_of_event(message.data)
         try:
             n, event = int(message.id), _decoder.decode(message.data)
         except (ValueError, msgspec.DecodeError) as error:

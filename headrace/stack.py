@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from enum import IntEnum
 
@@ -12,7 +13,7 @@ from common.keys import Keys
 from common.registry import LiveWorker, Registry, WorkerState
 from common.settings import ENV_PREFIX, Settings, as_environment
 from headrace import embedded
-from headrace.addresses import free_port, gateway_url, require_free
+from headrace.addresses import free_port, gateway_url, masked, require_free
 from headrace.client import Client
 from headrace.data_dir import DataDir, StackNote, locked
 from headrace.processes import ChildSpec
@@ -71,7 +72,7 @@ class Stack:
         """Return those of the live workers that are children of this stack."""
         pids = {self._supervisor.pid(name) for name in worker_names(self.settings)}
         try:
-            return [live for live in await registry.workers() if live.info.pid in pids]
+            return on_this_host(await registry.workers(), pids)
         except UNAVAILABLE:
             return []
 
@@ -101,7 +102,7 @@ async def local_stack(settings: Settings, say: Show, *, own_server: bool) -> Asy
                 supervisor.start(server.spec)
             else:
                 await embedded.require(settings.redis)
-            data_dir.announce(StackNote(os.getpid(), settings.redis))
+            data_dir.announce(_note(settings, own_server=own_server))
             # Nobody waits for the server: it is there before Python has imported the others.
             for spec in _children(settings, data_dir):
                 supervisor.start(spec)
@@ -111,6 +112,18 @@ async def local_stack(settings: Settings, say: Show, *, own_server: bool) -> Asy
 def worker_names(settings: Settings) -> list[str]:
     """Return the names of the stack's workers."""
     return [f"worker-{number}" for number in range(1, settings.workers + 1)]
+
+
+def on_this_host(workers: Iterable[LiveWorker], pids: Collection[int | None]) -> list[LiveWorker]:
+    """Return those of the workers that are these processes; another host may use the same IDs."""
+    host = socket.gethostname()
+    return [live for live in workers if live.info.host == host and live.info.pid in pids]
+
+
+def _note(settings: Settings, *, own_server: bool) -> StackNote:
+    """Return what the data directory tells of the stack; the user's password is not kept there."""
+    redis = settings.redis if own_server else masked(settings.redis)
+    return StackNote(os.getpid(), redis, gateway_url(settings.host, settings.port))
 
 
 def _concrete(settings: Settings) -> Settings:

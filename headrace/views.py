@@ -76,7 +76,9 @@ class Cancellation(msgspec.Struct, frozen=True):
         """Say it to a person."""
         if self.cancelled == "already_ended":
             return f"{self.id} had ended already ({self.status})"
-        return f"{self.id} cancelled while {self.cancelled}"
+        if self.cancelled == "queued":
+            return f"{self.id} cancelled before it started"
+        return f"{self.id}: cancel asked for while it runs"
 
 
 class Worker(msgspec.Struct, frozen=True):

@@ -3,16 +3,12 @@
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError
 
-from common.connections import UNAVAILABLE
 from common.job_store import JobStore
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Registry
 
-AWAY = (*UNAVAILABLE, OutOfMemoryError)
-"""Redis cannot take a write now: wait and send again."""
 RETRY_S = 0.2
 
 

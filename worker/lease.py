@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import structlog
 
+from common.connections import UNAVAILABLE
 from common.registry import Heartbeat, WorkerInfo
-from worker.backend import AWAY
 
 _log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ class Lease:
         sent = time.monotonic()
         try:
             alive = self._join_or_renew()
-        except AWAY as error:
+        except UNAVAILABLE as error:
             _log.warning("heartbeat_failed", error=str(error))
             return
         if alive:

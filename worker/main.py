@@ -17,7 +17,7 @@ from common.registry import Heartbeat, WorkerInfo, WorkerState
 from common.server import require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
-from worker.backend import AWAY, Backend
+from worker.backend import Backend
 from worker.bell import Bell
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.protocol import EngineInfo
@@ -126,15 +126,17 @@ class Worker:
                 for task in background:
                     task.cancel()
         except BaseExceptionGroup as failures:
-            if isinstance(failures.exceptions[0], EngineFailed):
-                await self._hand_over()
-            raise failures.exceptions[0] from None
+            engine_failures = failures.subgroup(EngineFailed)
+            if engine_failures is None:
+                raise
+            await self._hand_over()
+            raise EngineFailed(str(_first(engine_failures))) from failures
 
     async def _hand_over(self) -> None:
         """Give the jobs of a failed engine away at once, rather than when the lease is over."""
         try:
             await self._runner.hand_over("engine_failed", lost=True)
-        except AWAY as error:
+        except UNAVAILABLE as error:
             _log.warning("hand_over_failed", error=str(error))
 
     def _serve_metrics(self, port: int) -> None:
@@ -150,7 +152,7 @@ class Worker:
         self._lease.renew_now()
         try:
             await self._runner.drain(self._settings.worker_drain_s, self._hurry)
-        except AWAY as error:
+        except UNAVAILABLE as error:
             _log.warning("hand_over_failed", error=str(error))  # the sweep will find the jobs
 
     async def _wait_for_redis(self) -> None:
@@ -227,6 +229,12 @@ class Worker:
         if self._stop.is_set():
             return WorkerState.DRAINING
         return WorkerState.BUSY if self._runner.num_held else WorkerState.IDLE
+
+
+def _first(group: BaseExceptionGroup[EngineFailed]) -> EngineFailed:
+    """Return the first exception of a group of groups."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from common.connections import UNAVAILABLE
 from common.job_store import LOST, Append, Outcome
 from worker.attempt import AttemptLog
-from worker.backend import AWAY, RETRY_S, Backend
+from worker.backend import RETRY_S, Backend
 from worker.engine.protocol import UNRESUMABLE, Engine, Output, Refused
 from worker.lease import Lease
 from worker.metrics import Metrics
@@ -88,7 +89,7 @@ class Publisher:
             self._urgent.clear()
             try:
                 await self.flush(self._due())
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 _log.warning("append_failed", error=str(error))
                 await asyncio.sleep(RETRY_S)
 

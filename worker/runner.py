@@ -5,13 +5,14 @@ import asyncio
 import msgspec
 import structlog
 
+from common.connections import UNAVAILABLE
 from common.endings import choose_end, end_idle, end_unreadable
 from common.events import Retrying, Started
 from common.job_store import Outcome, Snapshot
 from common.lanes import Claim, LeaseLapsed
 from common.names import worker_id
 from worker.attempt import AttemptLog, Grant
-from worker.backend import AWAY, RETRY_S, Backend
+from worker.backend import RETRY_S, Backend
 from worker.bell import Bell
 from worker.engine.protocol import Engine
 from worker.lease import Lease
@@ -108,7 +109,7 @@ class Runner:
             return await self._backend.lanes.claim(holder, free)
         except LeaseLapsed:
             return []  # not joined yet, or swept: the lease says which
-        except AWAY as error:
+        except UNAVAILABLE as error:
             # It may have been applied and its reply lost: the entries must not be stuck.
             self._publisher.reconcile.set()
             _log.warning("claim_failed", error=str(error))
@@ -155,7 +156,7 @@ class Runner:
             try:
                 if self._lease.is_current:
                     return await self._try_start(claim, holder)
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 _log.warning("start_failed", job=claim.job_id, error=str(error))
             await asyncio.sleep(RETRY_S)
         return None

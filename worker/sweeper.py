@@ -11,9 +11,10 @@ import random
 import msgspec
 import structlog
 
+from common.connections import UNAVAILABLE
 from common.endings import choose_end, end_idle, end_unreadable
 from common.events import Retrying
-from worker.backend import AWAY, Backend
+from worker.backend import Backend
 
 _log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ class Sweeper:
             try:
                 if await self._backend.registry.take_sweep(self._backend.model, worker_id, PASS_S):
                     await self.sweep()
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 _log.warning("sweep_failed", error=str(error))
 
     async def sweep(self) -> None:

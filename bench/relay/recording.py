@@ -79,11 +79,11 @@ def _masked_text(message: bytes) -> bytes:
 def subscriber(door: Door, job_id: str) -> Recorder:
     """Return a client that follows the job from its start."""
     if door is Door.SSE:
-        request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: bench\r\n\r\n"
+        request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
         return Recorder(request.encode(), b"event: accepted")
     key = base64.b64encode(secrets.token_bytes(16)).decode()
     request = (
-        "GET /v1/ws HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
     )
     message = b'{"type":"subscribe","job":"%s"}' % job_id.encode()

@@ -33,10 +33,11 @@ local function drain(lane, suffix)
     if #moved > limit then return false end
     move(lane, entry[1])
   end
-  if ARGV[4] == 'dead' then
-    -- Removing a consumer makes what it still holds unclaimable, so look again first.
-    if #redis.call('XPENDING', lane, 'workers', '-', '+', 1, ARGV[2]) > 0 then return false end
+  -- Removing a consumer makes what it still holds unclaimable, so look again first.
+  if #redis.call('XPENDING', lane, 'workers', '-', '+', 1, ARGV[2]) == 0 then
     redis.call('XGROUP', 'DELCONSUMER', lane, 'workers', ARGV[2])
+  elseif ARGV[4] == 'dead' then
+    return false
   end
   if redis.call('XLEN', lane) == 0 then
     redis.call('DEL', lane)

@@ -13,48 +13,63 @@ import typer
 
 from common.events import Ended
 from common.jobs import Message, Priority
-from headrace.addresses import DEFAULT_URL
 from headrace.ask import Measured, print_answer, require_completed, statistics
 from headrace.client import Client
 from headrace.errors import ClientError, JobNotCompleted
-from headrace.flags import JobId, Json, Url, unpacked
+from headrace.flags import JobId, Json, PlainCommand, Url, unpacked
 from headrace.signals import StopSignals
 from headrace.terminal import note, write
 from headrace.views import JobRequest
 
 app = typer.Typer(rich_markup_mode=None)
 
-Prompt = Annotated[
-    str, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
-]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", hidden=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
     """The options of a question."""
 
-    model: Annotated[str | None, typer.Option(help="Model; default: the gateway's.")] = None
-    system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Model; default: the gateway's.")
+    ] = None
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message before the prompt.")
+    ] = None
     raw: Annotated[bool, typer.Option("--raw", help="Send the prompt without chat template.")] = (
         False
     )
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None
-    temperature: Annotated[float | None, typer.Option(help="0 = always the likeliest token.")] = (
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer.")] = None
+    temperature: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="0 = always the likeliest token.")
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Sample from this much probability.")
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample from this many tokens, 0 = all.")
+    ] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers.")] = (
         None
     )
-    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.")] = None
-    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens, 0 = all.")] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of the random numbers.")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="End here; can be repeated.")] = None
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End here; can be repeated.")
+    ] = None
     priority: Annotated[Priority | None, typer.Option(help="Lane to wait in.")] = None
-    deadline_s: Annotated[float | None, typer.Option(help="Give up after this many seconds.")] = (
-        None
-    )
-    prompt_id: Annotated[str | None, typer.Option(help="Name of the conversation.")] = None
+    deadline_s: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up after this time.")
+    ] = None
+    prompt_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Kept with the job; reuse of KV tensors by prompt ID is not there yet.",
+        ),
+    ] = None
 
     def request(self, prompt: str) -> JobRequest:
         """Return the job that asks ``prompt`` with these options."""
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = _standard_input() if prompt == "-" else prompt
         if self.raw and self.system is not None:
             raise typer.BadParameter("--system needs the chat template; leave --raw out")
         turns = [("system", self.system)] if self.system is not None else []
@@ -75,17 +90,17 @@ class Asking:
         )
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 @unpacked
 def run(
     prompt: Prompt,
     asking: Asking,
     stats: Annotated[bool, typer.Option("--stats", help="Say how fast it was.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = "",
 ) -> None:
     """Ask, and print the answer as it comes.
 
-    Ctrl-C cancels the job.
+    PROMPT is what to ask; - reads standard input. Ctrl-C cancels the job.
     """
     job_id, end, measured = asyncio.run(_run(url, asking.request(prompt)))
     if stats:
@@ -93,49 +108,65 @@ def run(
     require_completed(job_id, end)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 @unpacked
 def submit(
     prompt: Prompt,
     asking: Asking,
     idempotency_key: Annotated[
-        str, typer.Option(help="The same key gives the same job.", show_default=False)
+        str,
+        typer.Option(metavar="KEY", help="The same key gives the same job.", show_default=False),
     ] = "",
-    url: Url = DEFAULT_URL,
+    url: Url = "",
 ) -> None:
-    """Ask, and print the job's ID."""
+    """Ask, and print the job's ID.
+
+    PROMPT is what to ask; - reads standard input.
+    """
+    request = asking.request(prompt)
 
     async def send() -> str:
         async with Client(url) as client:
-            request = asking.request(prompt)
             return (await client.submit(request, idempotency_key=idempotency_key)).id
 
     write(f"{asyncio.run(send())}\n")
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def follow(
     job: JobId,
     after: Annotated[int, typer.Option(metavar="N", help="Begin after this event.")] = -1,
     json: Json = False,
-    url: Url = DEFAULT_URL,
+    url: Url = "",
 ) -> None:
     """Print the answer of a job from its start.
 
-    Ctrl-C leaves the job as it is.
+    JOB is its ID. Ctrl-C leaves the job as it is.
     """
     asyncio.run(_follow_json(url, job, after) if json else _follow(url, job, after))
 
 
-@app.command()
-def cancel(job: JobId, url: Url = DEFAULT_URL) -> None:
-    """Cancel a job."""
+@app.command(cls=PlainCommand)
+def cancel(job: JobId, url: Url = "") -> None:
+    """Cancel a job.
+
+    JOB is its ID.
+    """
 
     async def send() -> str:
         async with Client(url) as client:
             return str(await client.cancel(job))
 
     note(asyncio.run(send()))
+
+
+def _standard_input() -> str:
+    try:
+        text = sys.stdin.read()
+        text.encode()
+    except UnicodeError:
+        raise typer.BadParameter("standard input is not UTF-8 text") from None
+    return text
 
 
 async def _run(url: str, request: JobRequest) -> tuple[str, Ended, Measured]:

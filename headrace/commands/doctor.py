@@ -12,11 +12,11 @@ from common.connections import command_client
 from common.keys import Keys
 from common.settings import Settings, load, origins
 from headrace import checks
-from headrace.addresses import DEFAULT_URL, masked
+from headrace.addresses import lacks_password, masked
 from headrace.checks import Check, Level
 from headrace.client import Client
 from headrace.data_dir import running_stack
-from headrace.errors import ClientError
+from headrace.errors import ClientError, Unreachable
 from headrace.flags import Json, Url
 from headrace.terminal import write, write_json
 
@@ -27,7 +27,7 @@ _GPU_TIMEOUT_S = 10
 
 
 @app.command()
-def doctor(json: Json = False, url: Url = DEFAULT_URL) -> None:
+def doctor(json: Json = False, url: Url = "") -> None:
     """Check Redis, the gateway, the workers and this machine.
 
     Ends with 1 when something must be repaired. Warnings can be lived with.
@@ -43,14 +43,7 @@ def doctor(json: Json = False, url: Url = DEFAULT_URL) -> None:
 
 
 async def _examine(settings: Settings, url: str) -> list[Check]:
-    server = _server(settings)
-    redis = command_client(server, max_connections=1)
-    try:
-        found = [await _reachable(redis, server)]
-        if found[0].level is Level.OK:
-            found += await checks.run_all(redis, Keys(settings.key_prefix))
-    finally:
-        await redis.aclose()
+    found = await _redis(_server(settings), Keys(settings.key_prefix))
     return [*found, await _gateway(url), _gpu(settings.device)]
 
 
@@ -60,6 +53,20 @@ def _server(settings: Settings) -> str:
     if origins()["redis"] == "default" and stack is not None and stack.redis:
         return stack.redis
     return settings.redis
+
+
+async def _redis(server: str, keys: Keys) -> list[Check]:
+    if lacks_password(server):
+        found = f"{server}: the running stack's server, its password is not kept"
+        return [Check("redis", Level.FAIL, found, "name that server in HEADRACE_REDIS")]
+    redis = command_client(server, max_connections=1)
+    try:
+        reachable = await _reachable(redis, server)
+        if reachable.level is not Level.OK:
+            return [reachable]
+        return [reachable, *await checks.run_all(redis, keys)]
+    finally:
+        await redis.aclose()
 
 
 async def _reachable(redis: Redis, url: str) -> Check:
@@ -75,8 +82,12 @@ async def _gateway(url: str) -> Check:
     try:
         async with Client(url) as client:
             readiness = await client.readiness()
+    except Unreachable as error:
+        found = f"no gateway answers at {url} ({error.reason})"
+        todo = "start one with `headrace up`, or name yours with --url"
+        return Check("gateway", Level.FAIL, found, todo)
     except ClientError as error:
-        return Check("gateway", Level.FAIL, str(error), "start one, or name yours with --url")
+        return Check("gateway", Level.FAIL, str(error), "name a gateway with --url")
     if readiness.is_ready:
         return Check("gateway", Level.OK, f"{url} is ready")
     missing = ", ".join(name for name, is_there in readiness.checks.items() if not is_there)

@@ -8,7 +8,6 @@ import msgspec
 import typer
 
 from common.jobs import JobState
-from headrace.addresses import DEFAULT_URL
 from headrace.client import Client
 from headrace.flags import Json, Url
 from headrace.terminal import age, note, write_json, write_table
@@ -22,9 +21,9 @@ _PAGE = 100
 @app.command()
 def jobs(
     status: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 20,
     json: Json = False,
-    url: Url = DEFAULT_URL,
+    url: Url = "",
 ) -> None:
     """List the jobs, the newest first."""
     found = asyncio.run(_jobs(url, status, limit))
@@ -37,7 +36,7 @@ def jobs(
 
 
 @app.command()
-def ps(json: Json = False, url: Url = DEFAULT_URL) -> None:
+def ps(json: Json = False, url: Url = "") -> None:
     """List the workers that live."""
     workers = asyncio.run(_workers(url))
     if json:

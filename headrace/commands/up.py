@@ -14,10 +14,11 @@ import typer
 from common.jobs import Message
 from common.registry import LiveWorker, WorkerInfo
 from common.settings import Settings, load, origins
-from headrace.addresses import DEFAULT_URL, masked
+from headrace.addresses import masked
 from headrace.ask import print_answer, require_completed, statistics
 from headrace.client import Client
-from headrace.flags import StackFlags, given, unpacked
+from headrace.default_gateway import default_url
+from headrace.flags import DemoFlags, StackFlags, given, unpacked
 from headrace.signals import StopSignals
 from headrace.stack import Stack, local_stack
 from headrace.terminal import note, progress
@@ -44,7 +45,7 @@ def up(flags: StackFlags) -> None:
 
 @app.command()
 @unpacked
-def demo(flags: StackFlags) -> None:
+def demo(flags: DemoFlags) -> None:
     """Start everything, stream one answer, stop everything.
 
     Uses a free port and a temporary data directory unless told otherwise.
@@ -102,7 +103,7 @@ async def _with_stack(
 
 def _banner(stack: Stack, workers: list[LiveWorker], *, own_server: bool) -> str:
     server = "embedded Valkey" if own_server else masked(stack.settings.redis)
-    url = "" if stack.url == DEFAULT_URL else f" --url {stack.url}"
+    url = "" if stack.url == default_url() else f" --url {stack.url}"
     lines = [
         f"Headrace is ready at {stack.url}",
         "",

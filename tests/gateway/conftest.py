@@ -15,6 +15,7 @@ from common.registry import Heartbeat, Registry
 from common.settings import Settings
 from tests.gateway.player import Player
 from tests.gateway.running import RunningGateway, running_gateway
+from tests.gateway.talk import Talk, talk_to
 from tests.support.waiting import eventually
 
 LEASE_S = 60.0
@@ -77,3 +78,10 @@ async def client(gateway: RunningGateway) -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client of the gateway."""
     async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as http:
         yield http
+
+
+@pytest.fixture
+async def talk(gateway: RunningGateway, player: Player) -> AsyncIterator[Talk]:
+    """A socket to the gateway of the test."""
+    async with talk_to(gateway) as opened:
+        yield opened

@@ -126,7 +126,7 @@ def stalled_reader(gateway: RunningGateway, job_id: str) -> Iterator[socket.sock
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
-        reader.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        reader.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         yield reader
 
 

@@ -20,7 +20,8 @@ from tests.support.waiting import eventually, within
 METRICS = {
     "headrace_jobs_accepted", "headrace_jobs_refused", "headrace_cancel_requests",
     "headrace_http_requests", "headrace_http_response_start_seconds",
-    "headrace_stream_subscribers", "headrace_jobs_watched", "headrace_slow_consumers_closed",
+    "headrace_stream_subscribers", "headrace_jobs_watched", "headrace_redis_up",
+    "headrace_slow_consumers_closed",
     "headrace_num_jobs_waiting", "headrace_num_jobs_running", "headrace_workers",
     "headrace_capacity", "headrace_worker_heartbeat_age_seconds",
     "headrace_worker_tokens_per_second",
@@ -119,12 +120,13 @@ async def test_it_is_not_ready_without_redis(own_server: Server, make_gateway: M
 
         await eventually(is_deaf)
         async with within(8):
-            for method, path in [("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", "/metrics")]:
+            for method, path in [("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", "/v1/workers")]:
                 body = PROMPT if method == "POST" else None
                 response = await client.request(method, path, json=body)
                 check_problem(response, 503, "redis-unavailable")
                 assert response.headers["retry-after"] == "1"
         assert (await client.get("/healthz")).status_code == 200
+        assert "headrace_redis_up 0.0" in (await client.get("/metrics")).text
         await asyncio.to_thread(own_server.start)
 
         async def is_back() -> bool:

@@ -5,13 +5,10 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
@@ -22,82 +19,15 @@ from gateway.doorbell import Doorbell
 from gateway.sockets import Socket
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import submit
-from tests.gateway.followers import EventMessage, check_is_log, decode_message, log_of, read_stream
+from tests.gateway.followers import check_is_log, log_of, read_stream
 from tests.gateway.player import Player
 from tests.gateway.running import RunningGateway
+from tests.gateway.talk import SUBMIT, Talk, check_refusal, talk_to
 from tests.support.jobs import make_job
 from tests.support.jobs import submit as submit_foreign
 from tests.support.waiting import eventually, within
 
-MISSING = "job_" + "0" * 32
-SUBMIT = {"type": "submit", "job": {"prompt": "Once"}}
 BIG = "x" * 100_000
-
-
-class Talk:
-    """A socket to the gateway that reads events and answers apart."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
-        self.events: list[EventMessage] = []
-        self.order: list[str] = []  # of all messages: their types
-
-    async def ask(self, message: object) -> dict[str, Any]:
-        """Send a message; return its answer, keeping the events that come before it."""
-        await self.connection.send(json.dumps(message))
-        return await self.answer()
-
-    async def answer(self) -> dict[str, Any]:
-        """Return the next message that is no event."""
-        while (message := await self._receive())["type"] == "event":
-            pass
-        return message
-
-    async def event(self) -> EventMessage:
-        """Return the next event; fails on anything else."""
-        message = await self._receive()
-        assert message["type"] == "event", message
-        return self.events[-1]
-
-    async def read_to_end(self, job_id: str) -> list[tuple[int, Any]]:
-        """Read until the job's terminal event; return all events of the job so far."""
-        while not any(seen.job == job_id and hasattr(seen.event, "usage") for seen in self.events):
-            await self.event()
-        return [(seen.n, seen.event) for seen in self.events if seen.job == job_id]
-
-    async def _receive(self) -> dict[str, Any]:
-        async with within():
-            data = await self.connection.recv()
-        message: dict[str, Any] = json.loads(data)
-        self.order.append(message["type"])
-        if message["type"] == "event":
-            assert isinstance(data, str)
-            self.events.append(decode_message(data))
-        return message
-
-
-@asynccontextmanager
-async def talk_to(gateway: RunningGateway) -> AsyncIterator[Talk]:
-    """Open a socket."""
-    url = f"ws{gateway.url.removeprefix('http')}/v1/ws"
-    async with connect(url, proxy=None, max_size=None) as connection:
-        yield Talk(connection)
-
-
-@pytest.fixture
-async def talk(gateway: RunningGateway, player: Player) -> AsyncIterator[Talk]:
-    """A socket to the gateway of the test."""
-    async with talk_to(gateway) as opened:
-        yield opened
-
-
-def check_refusal(answer: dict[str, Any], status: int, name: str, ref: str | None = "r") -> None:
-    """Fail unless the answer refuses in these words."""
-    assert answer["type"] == "error", answer
-    assert answer.get("ref") == ref
-    assert answer["error"]["type"] == f"urn:headrace:problem:{name}"
-    assert answer["error"]["status"] == status
-    assert answer["error"]["detail"]
 
 
 async def test_a_submit_is_answered_before_its_first_event(
@@ -219,48 +149,6 @@ async def test_a_cancel_is_answered_and_its_event_follows(talk: Talk) -> None:
     assert [event.kind for _, event in await talk.read_to_end(job_id)][-1] == "cancelled"
 
 
-REFUSED: list[tuple[str, str | None, int, str]] = [
-    ("{", None, 400, "invalid-json"),
-    ("", None, 400, "invalid-json"),
-    ("[" * 100_000, None, 400, "invalid-request"),
-    ("[]", None, 400, "invalid-request"),
-    ('{"ref": "r"}', "r", 400, "invalid-request"),
-    ('{"type": "dance", "ref": "r"}', "r", 400, "invalid-request"),
-    ('{"type": "cancel", "job": "x", "bogus": 1, "ref": "r"}', "r", 400, "invalid-request"),
-    ('{"type": "cancel", "job": 1, "ref": "r"}', "r", 400, "invalid-request"),
-    ('{"type": "cancel", "job": "x", "ref": 1}', None, 400, "invalid-request"),
-    ('{"type": "cancel", "bogus": 1, ', None, 400, "invalid-request"),
-    ('{"type": "cancel", "job": "x", "ref": "r"}', "r", 404, "job-not-found"),
-    (f'{{"type": "cancel", "job": "{MISSING}", "ref": "r"}}', "r", 404, "job-not-found"),
-    (f'{{"type": "subscribe", "job": "{MISSING}", "ref": "r"}}', "r", 404, "job-not-found"),
-    (f'{{"type": "unsubscribe", "job": "{MISSING}", "ref": "r"}}', "r", 404, "not-subscribed"),
-    ('{"type": "submit", "job": {}, "ref": "r"}', "r", 400, "invalid-request"),
-    ('{"type": "submit", "job": {"prompt": "a", "x": 1}, "ref": "r"}', "r", 400, "invalid-request"),
-    (
-        '{"type": "submit", "job": {"prompt": "a"}, "idempotency_key": "", "ref": "r"}',
-        "r", 400, "invalid-idempotency-key",
-    ),
-    (
-        '{"type": "submit", "job": {"prompt": "a", "model": "no"}, "ref": "r"}',
-        "r", 404, "model-not-found",
-    ),
-]  # fmt: skip
-
-
-async def test_a_wrong_message_is_refused_by_name(talk: Talk) -> None:
-    """The refusal carries the ``ref`` wherever one can be read, and the socket lives on."""
-    for text, ref, status, name in REFUSED:
-        await talk.connection.send(text)
-        check_refusal(await talk.answer(), status, name, ref)
-    assert (await talk.ask({**SUBMIT, "subscribe": False}))["type"] == "submitted"
-
-
-async def test_a_binary_message_is_refused(talk: Talk) -> None:
-    """It has an answer like any other."""
-    await talk.connection.send(json.dumps(SUBMIT).encode())
-    check_refusal(await talk.answer(), 400, "binary-message", None)
-
-
 @pytest.mark.parametrize("after", [-2, 5])
 async def test_a_cursor_outside_the_log_is_refused(talk: Talk, after: int) -> None:
     """And leaves no subscription behind."""
@@ -286,25 +174,6 @@ async def test_subscriptions_are_bounded(talk: Talk, monkeypatch: pytest.MonkeyP
     other = await talk.ask({**SUBMIT, "subscribe": False})
     answer = await talk.ask({"type": "subscribe", "job": other["job"], "ref": "r"})
     check_refusal(answer, 429, "too-many-subscriptions")
-
-
-_words = st.sampled_from(["submit", "subscribe", "unsubscribe", "cancel", "type", "job", "ref"])
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | _words,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words, inner, max_size=4),
-    max_leaves=5,
-)
-
-
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(text=st.text(max_size=30) | _json.map(json.dumps))
-async def test_every_text_has_an_answer(talk: Talk, text: str) -> None:
-    """Nothing that a client says kills its socket."""
-    await talk.connection.send(text)
-    answer = await talk.answer()
-    assert answer["type"] == "submitted" or answer["error"]["status"] < 500
 
 
 async def test_a_client_that_leaves_is_forgotten_promptly(

@@ -5,7 +5,14 @@ import socket
 import pytest
 
 from common.errors import StartupFailed
-from headrace.addresses import free_port, gateway_url, is_loopback, masked, require_free
+from headrace.addresses import (
+    free_port,
+    gateway_url,
+    is_loopback,
+    lacks_password,
+    masked,
+    require_free,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,11 +23,16 @@ from headrace.addresses import free_port, gateway_url, is_loopback, masked, requ
         ("rediss://me:p@ss@host", "rediss://me:***@host"),
         ("redis://me@host", "redis://me@host"),
         ("unix:///a/b.sock", "unix:///a/b.sock"),
+        ("unix:///a/b.sock?db=1&password=pa:ss", "unix:///a/b.sock?db=1&password=***"),
+        ("redis://host:1/0?password=p@ss&db=1", "redis://host:1/0?password=***&db=1"),
+        ("redis://:pass@host:1?Password=pass", "redis://:***@host:1?Password=***"),
     ],
 )
 def test_passwords_are_masked(url: str, shown: str) -> None:
     """The rest of the URL stays readable."""
     assert masked(url) == shown
+    assert lacks_password(shown) is (shown != url)
+    assert not lacks_password(url)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_ctrl_c_cancels_the_job(headrace: Headrace) -> None:
         result = headrace("run", "Why?", url=gateway.url)
     assert gateway.requests[2].startswith(f"DELETE /v1/jobs/{JOB} ")
     assert result.exit_code == 1
-    assert result.stderr == f"headrace: {JOB} cancelled while running\n"
+    assert result.stderr == f"headrace: {JOB}: cancel asked for while it runs\n"
 
 
 def test_ctrl_c_leaves_a_followed_job(headrace: Headrace) -> None:
@@ -192,11 +192,13 @@ def test_nothing_after_the_end_is_said(headrace: Headrace) -> None:
 
 
 def test_cancel_says_what_it_met(headrace: Headrace) -> None:
-    """The line tells a running job from one that was over."""
+    """The line tells a running job from one that waited and one that was over."""
+    waited = json_reply({"id": JOB, "status": "cancelled", "cancelled": "queued"})
     ended = json_reply({"id": JOB, "status": "completed", "cancelled": "already_ended"})
-    with fake_gateway_in_thread(CANCELLED, ended) as gateway:
-        assert f"{JOB} cancelled while running" in headrace("cancel", JOB, url=gateway.url).stderr
-        late = headrace("cancel", JOB, url=gateway.url)
+    with fake_gateway_in_thread(CANCELLED, waited, ended) as gateway:
+        running, queued, late = (headrace("cancel", JOB, url=gateway.url) for _ in range(3))
+    assert running.stderr == f"{JOB}: cancel asked for while it runs\n"
+    assert queued.stderr == f"{JOB} cancelled before it started\n"
     assert late.stderr == f"{JOB} had ended already (completed)\n"
     assert late.exit_code == 0
 

@@ -1,6 +1,7 @@
 """The doctor's checks, on real servers, and the doctor itself."""
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -118,6 +119,9 @@ def test_a_doctor_without_anything_fails(
     assert result.exit_code == 1
     assert "fail  redis     redis://127.0.0.1:1: " in result.output
     assert "→ start one with `headrace up`" in result.output
+    gateway = result.output[result.output.index("fail  gateway") :]
+    assert gateway.startswith("fail  gateway   no gateway answers at http://127.0.0.1:1 (")
+    assert gateway.count("start one") == 1
 
 
 def test_the_doctor_looks_at_the_stack_that_runs(headrace: Headrace, tmp_path: Path) -> None:
@@ -132,6 +136,18 @@ def test_the_doctor_looks_at_the_stack_that_runs(headrace: Headrace, tmp_path: P
     found = {check["name"]: check for check in json.loads(result.output)}
     assert found["redis"]["found"].startswith("unix:///nowhere/valkey.sock: ")
     assert found["gateway"]["level"] == "ok"
+
+
+def test_the_doctor_needs_a_password_that_the_stack_does_not_keep(
+    headrace: Headrace, tmp_path: Path
+) -> None:
+    """A masked URL is not tried; the line says how to name the server."""
+    with locked(tmp_path / "headrace") as data_dir:
+        data_dir.announce(StackNote(os.getpid(), "redis://:***@127.0.0.1:1"))
+        result = headrace("doctor", "--json", url="http://127.0.0.1:1")
+    found = {check["name"]: check for check in json.loads(result.output)}
+    assert found["redis"]["level"] == "fail"
+    assert found["redis"]["todo"] == "name that server in HEADRACE_REDIS"
 
 
 def test_a_gateway_that_is_not_ready_fails(headrace: Headrace) -> None:

@@ -1,5 +1,6 @@
 """The command line as a whole: what there is, and how it ends."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,63 @@ def test_wrong_usage_is_code_2(headrace: Headrace, arguments: list[str], said: s
     result = headrace(*arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "\udcff"], "argument 2 is not UTF-8 text"),
+        (["follow", "\udcff"], "argument 2 is not UTF-8 text"),
+        (["run", "x", "--system", "\udcff"], "argument 4 is not UTF-8 text"),
+        (["run", "-"], "standard input is not UTF-8 text"),
+        (["submit", "-"], "standard input is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_wrong_usage(
+    headrace: Headrace, arguments: list[str], said: str
+) -> None:
+    """Bytes that are no UTF-8 are refused before anything is sent."""
+    result = headrace(*arguments, stdin=b"\xff")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: ") == 1
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "config"])
+def test_help_shows_no_python(headrace: Headrace, command: str) -> None:
+    """What a flag takes is said in words."""
+    output = headrace(command, "--help").output
+    assert "{" not in output
+    assert not re.search(r"<(str|int|float|path|list.*|.* range)>", output)
+
+
+def test_help_shows_the_settings_defaults(headrace: Headrace) -> None:
+    """The help, which loads no settings, says what they say."""
+    output = " ".join(headrace("up", "--help").output.split())
+    for name in ("host", "port", "workers", "capacity"):
+        default = Settings.model_fields[name].default
+        assert re.search(rf"--{name} [A-Z]+ [^\[]*\[default: {default}\]", output)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:6379", "url should begin with redis://, rediss:// or unix://"),
+        ("http://localhost:6379", "url should begin with redis://, rediss:// or unix://"),
+        ("redis://localhost:here", "url should have a valid port"),
+    ],
+)
+def test_a_url_that_is_none_of_redis_is_a_failed_start(
+    headrace: Headrace, monkeypatch: pytest.MonkeyPatch, url: str, said: str
+) -> None:
+    """The flag or the variable is named in one line."""
+    for command in ("gateway", "worker", "up"):
+        result = headrace(command, "--redis", url)
+        assert (result.exit_code, result.output) == (3, f"headrace: --redis = {url!r}: {said}\n")
+    monkeypatch.setenv("HEADRACE_REDIS", url)
+    result = headrace("doctor")
+    assert result.exit_code == 3
+    assert result.output == f"headrace: HEADRACE_REDIS = {url!r}: {said}\n"
 
 
 def test_a_failed_start_is_code_3(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:

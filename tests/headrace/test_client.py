@@ -5,8 +5,10 @@ from contextlib import aclosing
 
 import pytest
 
+from common.errors import Problem
 from common.events import Event
 from common.jobs import JobState
+from gateway.dialects.native_sse import broken
 from headrace.client import Client
 from headrace.errors import ApiError, ProtocolError, StreamCut, Unreachable
 from headrace.resume import Patience
@@ -119,6 +121,20 @@ async def test_an_event_that_cannot_be_read_is_an_error(body: bytes) -> None:
         await followed(stream(body))
 
 
+async def test_a_problem_ends_the_stream() -> None:
+    """What the gateway says about a stream that cannot go on reaches the caller, at once."""
+    last_words = broken(Problem(410, "events-gone", "The events are gone; read the job."))
+    with pytest.raises(ApiError, match=r"^The events are gone; read the job\.$") as refusal:
+        await followed(stream(events(0, 2) + last_words, cut=True))
+    assert refusal.value.type == "events-gone"
+
+
+async def test_a_problem_that_cannot_be_read_is_an_error() -> None:
+    """Last words that are none are not taken for a refusal."""
+    with pytest.raises(ProtocolError, match="a problem that this client cannot read"):
+        await followed(stream(b"event: problem\ndata: []\n\n", cut=True))
+
+
 async def test_another_server_is_an_error() -> None:
     """A page instead of a stream is not waited for."""
     with pytest.raises(ProtocolError):
@@ -184,7 +200,7 @@ async def test_listings_read_what_the_gateway_says() -> None:
         assert (page.data[0].id, page.next_cursor) == (JOB, "c")
         assert [worker.id for worker in await client.workers()] == ["w"]
         assert await client.models() == ("m",)
-        assert str(await client.cancel(JOB)) == f"{JOB} cancelled while running"
+        assert str(await client.cancel(JOB)) == f"{JOB}: cancel asked for while it runs"
         assert not (await client.readiness()).is_ready
     assert "status=running" in gateway.requests[0]
     assert "cursor=b" in gateway.requests[0]

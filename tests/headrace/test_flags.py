@@ -9,10 +9,10 @@ import typer
 from typer.testing import CliRunner
 
 from common.settings import Settings
-from headrace.flags import GatewayFlags, StackFlags, WorkerFlags, given, unpacked
+from headrace.flags import DemoFlags, GatewayFlags, StackFlags, WorkerFlags, given, unpacked
 
 
-@pytest.mark.parametrize("flags", [GatewayFlags, WorkerFlags, StackFlags])
+@pytest.mark.parametrize("flags", [GatewayFlags, WorkerFlags, StackFlags, DemoFlags])
 def test_every_flag_is_a_setting(flags: type[GatewayFlags | WorkerFlags | StackFlags]) -> None:
     """A flag that no setting has would be refused at the start."""
     assert {field.name for field in dataclasses.fields(flags)} <= set(Settings.model_fields)

@@ -3,20 +3,23 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import Result
 
 from common.errors import StartupFailed
 from common.events import Tokens
+from common.registry import LiveWorker, WorkerInfo, WorkerState
 from common.settings import Settings
 from headrace.client import Client
 from headrace.data_dir import running_stack
-from headrace.stack import local_stack
+from headrace.stack import local_stack, on_this_host
 from headrace.views import JobRequest
 from tests.support.waiting import eventually, within
 
@@ -40,6 +43,9 @@ async def test_a_stack_answers_and_leaves_nothing(tmp_path: Path) -> None:
         async with within(60):
             workers = await stack.ready(ignore)
         assert len(workers) == 2
+        note = running_stack(tmp_path)
+        assert note is not None
+        assert (note.url, note.redis) == (stack.url, stack.settings.redis)
         async with Client(stack.url) as client:
             job = await client.submit(JobRequest(prompt="Once", max_tokens=5))
             log = [event async for _, event in client.follow(job.id)]
@@ -52,6 +58,31 @@ async def test_a_stack_answers_and_leaves_nothing(tmp_path: Path) -> None:
             assert await stack.ready(ignore) == []
         async with Client(stack.url) as client:
             assert (await client.get(job.id)).usage is not None  # it survived the restart
+
+
+@pytest.mark.anyio
+async def test_the_users_password_is_not_kept(tmp_path: Path, redis_url: str) -> None:
+    """The data directory's note names an external server without its secret."""
+    changes = {"redis": f"{redis_url}?password=", "workers": 0}
+    async with local_stack(settings(tmp_path, **changes), ignore, own_server=False):
+        note = running_stack(tmp_path)
+    assert note is not None
+    assert note.redis == f"{redis_url}?password=***"
+
+
+def worker(host: str, pid: int) -> LiveWorker:
+    """Return a live worker."""
+    raw = {"id": "w", "model": "m", "version": "", "engine": "", "device": "", "dtype": ""}
+    numbers = {"capacity": 1, "running": 0, "context_len": 1, "tokens_per_s": 0.0}
+    place = {"host": host, "pid": pid, "state": WorkerState.IDLE, "progress": ""}
+    return LiveWorker(msgspec.convert(raw | numbers | place, WorkerInfo), 0)
+
+
+def test_another_hosts_worker_is_not_taken_for_a_child() -> None:
+    """On a shared server the same process ID may be two processes."""
+    here = socket.gethostname()
+    mine, other, stranger = worker(here, 7), worker(f"{here}-2", 7), worker(here, 8)
+    assert on_this_host([mine, other, stranger], {7, None}) == [mine]
 
 
 @pytest.mark.anyio

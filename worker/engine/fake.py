@@ -140,7 +140,7 @@ class FakeEngine:
             self._deliver_cancelled()
             self._admit()
             self._make_due_tokens(asyncio.get_running_loop().time())
-            if not self._runs:
+            if not self._runs and not self._cancelled:
                 self._work.clear()
             await asyncio.sleep(_TICK_S if self._interval_s else 0)
 
@@ -184,7 +184,7 @@ class FakeEngine:
         run.answer = Answer(request.spec, byte_step(), frozenset((EOS_ID,)), request.emitted)
         digest = hashlib.blake2b(prompt, digest_size=8).digest()
         run.start = _WORD_STARTS[int.from_bytes(digest) % len(_WORD_STARTS)]
-        marker = re.search(rb"\[eos=(\d+)\]", prompt)
+        marker = re.search(rb"\[eos=(\d{1,9})\]", prompt)
         run.eos_at = int(marker[1]) if marker else None
         self._num_running += 1
         run.sink(Prefilled(len(prompt), cached_tokens=0, prefill_s=0.0))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+_CLOSE_S = 10.0
 _NUM_TOKENIZER_THREADS = 2
 
 
@@ -130,7 +131,8 @@ class LocalEngine:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._loaded is not None:
             self._loaded.thread.post(Stop())
-            await asyncio.wait((self._loaded.ended,))
+            # A step that hangs must not hold up the process; its thread is a daemon.
+            await asyncio.wait((self._loaded.ended,), timeout=_CLOSE_S)
 
     @property
     def _parts(self) -> _Loaded:
