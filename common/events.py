@@ -43,7 +43,7 @@ class Tokens(_Event, frozen=True, tag="tokens"):
 
 
 class Retrying(_Event, frozen=True, tag="retrying"):
-    """The job lost its worker (``worker_lost``) or was handed over (``drain``) and waits again."""
+    """The job waits again: its worker died or was handed over (``reason`` says which)."""
 
     reason: str
 

@@ -7,10 +7,6 @@ import msgspec
 from msgspec import Meta
 
 MAX_TOKENS_LIMIT = 1_048_576
-MAX_STOP_STRINGS = 16
-MAX_METADATA_ENTRIES = 16
-
-NonEmpty = Annotated[str, Meta(min_length=1)]
 
 
 class Priority(enum.StrEnum):

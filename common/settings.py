@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         "", description="web origins that may use the API, such as https://chat.example, by comma"
     )
     default_model: str = Field(
-        "", description="model of a job that names none; empty: any live one"
+        "", description="model of a job that names none; empty: the last one heard of"
     )
     retention_s: Seconds = Field(3600, description="how long a finished job can be read")
     max_deadline_s: Seconds = Field(86_400, description="longest (and default) life of a job")
@@ -192,4 +192,6 @@ def _one_line(error: ValidationError, layers: list[Layer]) -> str:
     origin = next((origin for origin, values in layers if name in values), "default")
     spelling = {"flag": f"--{name.replace('_', '-')}", "environment": ENV_PREFIX + name.upper()}
     where = spelling.get(origin, f"{name} in {origin}")
-    return f"{where} = {first['input']!r}: {first['msg'].lower()}"
+    given = first["input"]
+    shown = "…" if "@" in str(given) else repr(given)  # a URL with a password
+    return f"{where} = {shown}: {first['msg'].lower()}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import structlog
+from redis.exceptions import ResponseError
 
 from common.connections import UNAVAILABLE
 from common.registry import Heartbeat, WorkerInfo
@@ -18,6 +19,7 @@ from common.registry import Heartbeat, WorkerInfo
 _log = structlog.get_logger()
 
 BEATS_PER_LEASE = 4
+MIN_BEAT_S = 0.1
 
 
 class Lease:
@@ -74,6 +76,7 @@ class Lease:
             while not self._stopped:
                 if not self._swept:
                     self._beat_once()
+                time.sleep(MIN_BEAT_S)  # however often something changes
                 self._beat.wait(self._lease_s / BEATS_PER_LEASE)
                 self._beat.clear()
         except Exception as error:  # noqa: BLE001 - handed to the worker, which ends with it
@@ -83,7 +86,7 @@ class Lease:
         sent = time.monotonic()
         try:
             alive = self._join_or_renew()
-        except UNAVAILABLE as error:
+        except (*UNAVAILABLE, ResponseError) as error:  # refused writes too: the disk may be full
             _log.warning("heartbeat_failed", error=str(error))
             return
         if alive:

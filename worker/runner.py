@@ -45,7 +45,7 @@ class Runner:
         self._not_claiming = asyncio.Event()
         self._not_claiming.set()
         self.may_hold_entries = False  # lane entries may carry this worker's ID
-        publisher.on_free = self.work.set
+        publisher.on_free = self._on_free
 
     @property
     def num_held(self) -> int:
@@ -139,8 +139,15 @@ class Runner:
             _log.warning("claimed_twice", job=claim.job_id)
             self._twice.add(claim.job_id)  # this entry goes back when the first hold ends
             return False
+        if not self.num_held:
+            self._lease.renew_now()  # busy from now on
         self._starting.add(claim.job_id)
         return True
+
+    def _on_free(self) -> None:
+        self.work.set()
+        if not self.num_held:
+            self._lease.renew_now()  # idle from now on
 
     async def _begin(self, claim: Claim, holder: str) -> None:
         log = await self._start(claim, holder)

@@ -59,10 +59,12 @@ async def test_a_foreign_page_opens_no_socket(gateway: RunningGateway) -> None:
 
 async def test_an_allowed_page_enters(redis_url: str, keys: Keys) -> None:
     """Named origins may use the API."""
-    settings = Settings(
-        redis=redis_url,
-        key_prefix=keys.prefix,
-        allowed_origins="https://a.example, https://b.example/",
+    settings = Settings.model_validate(
+        {
+            "redis": redis_url,
+            "key_prefix": keys.prefix,
+            "allowed_origins": "https://a.example, https://b.example/",
+        }
     )
     async with (
         running_gateway(settings) as gateway,

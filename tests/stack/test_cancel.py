@@ -63,7 +63,7 @@ async def test_ctrl_c_on_run_cancels_the_job(fleet: Fleet, programs: Programs) -
     [job] = (await fleet.gateways[0].client.jobs()).data
     ended = await fleet.gateways[0].client.get(job.id, wait_s=5)
     assert ended.status == "cancelled"
-    assert f"headrace: {job.id} cancelled while running" in run.errors
+    assert f"headrace: {job.id}: cancel asked for while it runs" in run.errors
     story = await fleet.story(job.id)
     assert story.outline == CANCELLED
     assert story.text.encode().startswith(run.output.rstrip(b"\n"))
