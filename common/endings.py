@@ -6,11 +6,15 @@ of the log as they were read, so whoever moved the job in between wins.
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from common.emitted import emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
 from common.job_store import JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
+from common.lanes import Lanes
 
+GRACE_MS = 2_000  # for the worker that runs an overdue job to end it with its own figures
 _TRIES = 8
 _SETTLED = (Outcome.OK, Outcome.CLOSED, Outcome.GONE)
 
@@ -102,3 +106,13 @@ async def end_unreadable(store: JobStore, job_id: str, error: Exception) -> bool
         if outcome in _SETTLED:
             return outcome is Outcome.OK
     return False
+
+
+async def end_overdue(store: JobStore, lanes: Lanes, now_ms: int) -> None:
+    """End the model's jobs whose deadline has passed, bounded; their entries go when claimed."""
+    for job_id in await lanes.overdue(now_ms - GRACE_MS):
+        try:
+            await end_idle(store, job_id, lambda latest: choose_end(latest, now_ms))
+        except msgspec.MsgspecError as error:
+            await end_unreadable(store, job_id, error)
+        await lanes.forget(job_id)

@@ -3,7 +3,8 @@
 HeadraceError
 ├── Problem              a refusal with a status, a stable type and one sentence (RFC 9457)
 ├── StartupFailed        the process cannot start; one line says why (exit code 3)
-└── EngineFailed         the engine cannot go on; its worker ends
+├── EngineFailed         the engine cannot go on; its worker ends
+└── LeaseLapsed (lanes), TakeoverMismatch and RequestFailed (worker.engine): beside their owners
 """
 
 URN = "urn:headrace:problem:"

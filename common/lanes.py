@@ -7,6 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from common.errors import HeadraceError
 from common.jobs import Priority
 from common.keys import ORPHANS, Keys
 from common.scripts import Argument, Script
@@ -19,7 +20,7 @@ _RELEASE = Script("release")
 _ORPHAN = Script("orphan")
 
 
-class LeaseLapsed(Exception):
+class LeaseLapsed(HeadraceError):
     """The worker was declared dead: it must drop its jobs and join under a new ID."""
 
 

@@ -22,6 +22,7 @@ from common.registry import Registry
 from common.settings import Settings
 from common.telemetry import configure_logging
 from gateway.app import create_app
+from gateway.caretaker import Caretaker
 from gateway.doorbell import Doorbell
 from gateway.metrics import Metrics
 from gateway.origin import is_loopback_name
@@ -112,13 +113,14 @@ class Gateway:
         self._keys = keys = Keys(settings.key_prefix)
         self._store = JobStore(redis, keys)
         self._registry = Registry(redis, keys)
+        self._caretaker = Caretaker(redis, keys, settings.default_model)
         self._streams = Streams(settings.ping_s, settings.write_timeout_s, settings.max_streams)
         doorbell = Doorbell(subscriber, redis, keys.probe(secrets.token_hex(8)))
         self._relay = Relay(self._store, self._registry, doorbell, keys, settings.resync_s)
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until a signal; a background task that dies takes the process with it, loudly."""
-        background = asyncio.gather(self._relay.run(), self._streams.run())
+        background = asyncio.gather(self._relay.run(), self._streams.run(), self._caretaker.run())
         server = Server(self._config(self._services()), self._streams)
         background.add_done_callback(lambda _: server.stop())
         _log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))

@@ -8,27 +8,24 @@ owner: ``start`` takes it over all the same.
 import asyncio
 import random
 
-import msgspec
 import structlog
 
 from common.connections import UNAVAILABLE
-from common.endings import choose_end, end_idle, end_unreadable
+from common.endings import end_overdue
 from common.events import Retrying
 from worker.backend import Backend
 
 _log = structlog.get_logger()
 
 PASS_S = 1.0
-GRACE_MS = 2_000  # for the worker that runs an overdue job to end it with its own figures
 
 
 class Sweeper:
     """Runs in every worker; does something in one of them."""
 
-    def __init__(self, backend: Backend, lease_s: float, max_losses: int) -> None:
+    def __init__(self, backend: Backend, lease_s: float) -> None:
         self._backend = backend
         self._lease_s = lease_s
-        self._max_losses = max_losses
 
     async def run(self, worker_id: str) -> None:
         """Sweep for ever, in a jittered rhythm."""
@@ -46,7 +43,8 @@ class Sweeper:
             for job_id in await self._backend.lanes.sweep(dead):
                 _log.info("job_orphaned", job=job_id, worker=dead)
                 await self._backend.store.requeue(job_id, dead, Retrying("worker_lost"), lost=True)
-        await self._end_overdue()
+        now_ms = await self._backend.registry.now_ms()
+        await end_overdue(self._backend.store, self._backend.lanes, now_ms)
 
     async def _dead(self) -> list[str]:
         """Return dead workers, none while the server is younger than a lease.
@@ -57,18 +55,3 @@ class Sweeper:
         if dead and await self._backend.registry.uptime_s() < self._lease_s:
             return []
         return dead
-
-    async def _end_overdue(self) -> None:
-        now_ms = await self._backend.registry.now_ms()
-        for job_id in await self._backend.lanes.overdue(now_ms - GRACE_MS):
-            await self._end(job_id, now_ms)
-            await self._backend.lanes.forget(job_id)
-
-    async def _end(self, job_id: str, now_ms: int) -> None:
-        store = self._backend.store
-        try:
-            await end_idle(
-                store, job_id, lambda latest: choose_end(latest, now_ms, self._max_losses)
-            )
-        except msgspec.MsgspecError as error:
-            await end_unreadable(store, job_id, error)

@@ -83,7 +83,7 @@ class Rig:
         self.publisher = Publisher(self.backend, self.engine, self.lease, flush_s)
         self.bell.on_connect = self.publisher.reconcile.set
         self.runner = Runner(self.backend, self.engine, self.lease, self.publisher, max_losses)
-        self.sweeper = Sweeper(self.backend, lease_s, max_losses)
+        self.sweeper = Sweeper(self.backend, lease_s)
         self.tasks: list[asyncio.Task[None]] = []
         self._has_lease = False
         self._is_dead = False

@@ -88,7 +88,7 @@ async def test_a_young_server_is_not_swept(make_rig: MakeRig, backend: Backend) 
     await dead.kill()
     living = make_rig()
     await living.expire(dead.worker_id)
-    await Sweeper(living.backend, YOUNG_S, 3).sweep()
+    await Sweeper(living.backend, YOUNG_S).sweep()
     assert (await read(backend.store, job_id)).state is JobState.RUNNING
     await living.bury(dead.worker_id)
     assert (await read(backend.store, job_id)).state is JobState.QUEUED

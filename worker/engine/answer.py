@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from common.emitted import Emitted
+from common.errors import HeadraceError
 from common.jobs import FinishReason, JobSpec
 from worker.engine.protocol import Delta, Finished
 from worker.engine.text import Step, TextStream
 
 
-class TakeoverMismatch(Exception):
+class TakeoverMismatch(HeadraceError):
     """The logged IDs do not decode to the logged text: another tokeniser made them."""
 
 

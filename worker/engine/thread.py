@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.errors import HeadraceError
 from worker.engine.protocol import Prefilled, Refused
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 
 
-class RequestFailed(Exception):
+class RequestFailed(HeadraceError):
     """The model cannot go on with this request; the others are unharmed."""
 
     def __init__(self, type_: str, detail: str) -> None:
