@@ -4,7 +4,7 @@ Messages are hints (pub/sub forgets). What must be exact is the order "confirmed
 log", and that silence is noticed: after a reconnect the owner is told to look at every log, and a
 probe that does not come back means that the connection is deaf and must be rebuilt.
 
-It reads with redis-py's ``Connection`` directly: ``PubSub`` costs 1.5 to 2.3 times as much per
+It reads with redis-py's ``Connection`` directly: ``PubSub`` costs 1.8 to 2.8 times as much per
 message (bench/README.md), and it hides reconnects.
 """
 
