@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from common.events import ErrorInfo, Timings, Usage
 from common.jobs import MAX_TOKENS_LIMIT, FinishReason, JobState, Message, Priority
-from common.registry import WorkerState
+from common.registry import WorkerInfo
 
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -122,24 +122,10 @@ class ModelList(msgspec.Struct, frozen=True):
     data: list[ModelView]
 
 
-class WorkerView(msgspec.Struct, frozen=True):
+class WorkerView(WorkerInfo, frozen=True, kw_only=True):
     """A live worker. ``load`` is running / capacity, ``lease_age_s`` the time since it renewed."""
 
-    id: str
-    host: str
-    pid: int
-    model: str
-    version: str
-    engine: str
-    device: str
-    dtype: str
-    state: WorkerState
-    progress: str
-    capacity: int
-    running: int
     load: float
-    context_len: int
-    tokens_per_s: float
     lease_age_s: float
 
 

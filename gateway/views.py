@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from common.emitted import emitted
 from common.endings import usage_so_far
 from common.events import Ended, Usage, decode_event, is_terminal
@@ -76,20 +78,7 @@ def worker_view(worker: LiveWorker, lease_s: float) -> WorkerView:
     """Return a live worker."""
     info = worker.info
     return WorkerView(
-        id=info.id,
-        host=info.host,
-        pid=info.pid,
-        model=info.model,
-        version=info.version,
-        engine=info.engine,
-        device=info.device,
-        dtype=info.dtype,
-        state=info.state,
-        progress=info.progress,
-        capacity=info.capacity,
-        running=info.running,
+        **msgspec.structs.asdict(info),
         load=round(info.running / info.capacity, 3),
-        context_len=info.context_len,
-        tokens_per_s=round(info.tokens_per_s, 2),
         lease_age_s=round(max(0.0, lease_s - worker.lease_s), 3),
     )
