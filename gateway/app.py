@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -34,10 +35,18 @@ def create_app(services: Services) -> ASGIApp:
 
 
 def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
-    origins = (origin.strip().rstrip("/") for origin in settings.allowed_origins.split(","))
-    return OriginGuard(
-        app, frozenset(filter(None, origins)), loopback_only=is_loopback_name(settings.host)
-    )
+    """Let in the pages of this gateway and of the allowed origins, and let the latter read."""
+    given = (origin.strip().rstrip("/") for origin in settings.allowed_origins.split(","))
+    origins = frozenset(filter(None, given))
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-Id"],
+            expose_headers=["Location", "Retry-After", "X-Job-Id", "X-Request-Id"],
+        )
+    return OriginGuard(app, origins, loopback_only=is_loopback_name(settings.host))
 
 
 def _routes() -> list[BaseRoute]:

@@ -42,9 +42,11 @@ class OriginGuard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # before the handshake: a 403
             return
+        headers = Headers(scope=scope)
         detail = (
-            "This request comes from a web page of another site; "
-            "allow it with HEADRACE_ALLOWED_ORIGINS if it is yours."
+            f"A web page of {headers.get('origin', 'no origin')[:100]!r} asked for host "
+            f"{headers.get('host', '')[:100]!r}, which is not this gateway's own; "
+            "allow an origin with HEADRACE_ALLOWED_ORIGINS."
         )
         response = problem_response(Request(scope), Problem(403, "foreign-origin", detail))
         await response(scope, receive, send)

@@ -49,7 +49,8 @@ def check_job_request(job: JobRequest) -> None:
     """Check what the types cannot say; raises ``Problem``."""
     if (job.prompt is None) == (job.messages is None):
         raise bad_request("invalid-request", "Give exactly one of `prompt` and `messages`.")
-    if job.prompt == "" or job.messages == ():
+    has_text = job.prompt or any(message.content for message in job.messages or ())
+    if not has_text:
         raise bad_request("invalid-request", "The prompt is empty; give it some text.")
     for field in ("model", "prompt_id"):
         name = getattr(job, field)

@@ -89,8 +89,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every setting is a HEADRACE_ variable or a line of the TOML file, and the common ones "
-    "are flags (see `headrace config show`).",
+    epilog="Every setting is a HEADRACE_ variable or a line of ~/.config/headrace/headrace.toml "
+    "(HEADRACE_CONFIG names another file), and the common ones are flags; "
+    "see `headrace config show`.",
 )
 
 

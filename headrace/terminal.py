@@ -12,9 +12,17 @@ Show = Callable[[str], None]
 _QUIET_S = 5.0
 
 
+class _Cursor:
+    """Where the terminal's cursor is: answers stop in mid-line when something happens."""
+
+    in_line = False
+
+
 def note(line: str) -> None:
-    """Print one line about what happens."""
-    sys.stderr.write(f"{line}\n")
+    """Print one line about what happens, on a line of its own."""
+    fresh = "\n" if _Cursor.in_line and sys.stdout.isatty() else ""
+    _Cursor.in_line = False
+    sys.stderr.write(f"{fresh}{line}\n")
     sys.stderr.flush()
 
 
@@ -27,6 +35,7 @@ def write(text: str) -> None:
     """Print a piece of an answer, unchanged and at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+    _Cursor.in_line = not text.endswith("\n")
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:

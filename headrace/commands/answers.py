@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from common.events import Ended
-from common.jobs import Message, Priority
+from common.jobs import FinishReason, Message, Priority
 from headrace.ask import Measured, print_answer, require_completed, statistics
 from headrace.client import Client
 from headrace.errors import ClientError, JobNotCompleted
@@ -39,10 +39,12 @@ class Asking:
     raw: Annotated[bool, typer.Option("--raw", help="Send the prompt without chat template.")] = (
         False
     )
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer.")] = None
-    temperature: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="0 = always the likeliest token.")
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest answer; default: the gateway's 256.")
     ] = None
+    temperature: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Randomness; 0 = always the likeliest token.")
+    ] = 0.6  # the API's own default is 1, which small models do not bear
     top_p: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Sample from this much probability.")
     ] = None
@@ -70,6 +72,8 @@ class Asking:
     def request(self, prompt: str) -> JobRequest:
         """Return the job that asks ``prompt`` with these options."""
         text = _standard_input() if prompt == "-" else prompt
+        if not text.strip():
+            raise typer.BadParameter("the prompt is empty")
         if self.raw and self.system is not None:
             raise typer.BadParameter("--system needs the chat template; leave --raw out")
         turns = [("system", self.system)] if self.system is not None else []
@@ -103,6 +107,8 @@ def run(
     PROMPT is what to ask; - reads standard input. Ctrl-C cancels the job.
     """
     job_id, end, measured = asyncio.run(_run(url, asking.request(prompt)))
+    if end.finish_reason is FinishReason.LENGTH:
+        note(f"[cut at {end.usage.completion_tokens} tokens; --max-tokens allows more]")
     if stats:
         note(statistics(end, measured))
     require_completed(job_id, end)

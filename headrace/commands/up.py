@@ -28,7 +28,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 QUESTION = "Why do rivers meander?"
 _DEMO = JobRequest(messages=(Message("user", QUESTION),), max_tokens=80, temperature=0)
-_STOPPING = "Stopping: running jobs finish or are handed over; Ctrl-C again does not wait"
+_STOPPING = "Stopping: jobs that are not done in 3 s go on with the next start"
 
 
 @app.command()
@@ -133,9 +133,7 @@ def _next_steps() -> str:
         steps.insert(0, (f"source {sys.prefix}/bin/activate", "first"))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  {purpose}" for command, purpose in steps]
-    return "\n".join(
-        ["", "That was a whole stack, and nothing of it is left. Try next:", "", *lines]
-    )
+    return "\n".join(["", "That was a whole stack; it is stopped. Try next:", "", *lines])
 
 
 def _described(info: WorkerInfo) -> str:

@@ -58,7 +58,7 @@ async def test_a_foreign_page_opens_no_socket(gateway: RunningGateway) -> None:
 
 
 async def test_an_allowed_page_enters(redis_url: str, keys: Keys) -> None:
-    """Named origins may use the API."""
+    """Named origins may use the API, and a browser lets their pages read the answers."""
     settings = Settings.model_validate(
         {
             "redis": redis_url,
@@ -71,10 +71,12 @@ async def test_an_allowed_page_enters(redis_url: str, keys: Keys) -> None:
         httpx2.AsyncClient(base_url=gateway.url) as client,
     ):
         answers = [
-            (await client.get("/healthz", headers={"Origin": origin})).status_code
+            await client.get("/healthz", headers={"Origin": origin})
             for origin in ("https://a.example", "https://b.example", "https://c.example")
         ]
-    assert answers == [200, 200, 403]
+    assert [answer.status_code for answer in answers] == [200, 200, 403]
+    readable = [answer.headers.get("access-control-allow-origin") for answer in answers]
+    assert readable == ["https://a.example", "https://b.example", None]
 
 
 @pytest.mark.parametrize("name", ["localhost", "app.localhost", "127.0.0.1", "127.9.9.9", "::1"])

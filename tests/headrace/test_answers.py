@@ -53,7 +53,10 @@ def test_run_prints_the_text_as_it_is(headrace: Headrace) -> None:
     with fake_gateway_in_thread(SUBMITTED, stream(events(0))) as gateway:
         result = headrace("run", "Why?", url=gateway.url)
     assert (result.exit_code, result.stdout, result.stderr) == (0, ANSWER, "")
-    assert body(gateway.requests[0]) == {"messages": [{"role": "user", "content": "Why?"}]}
+    assert body(gateway.requests[0]) == {
+        "messages": [{"role": "user", "content": "Why?"}],
+        "temperature": 0.6,
+    }
 
 
 def test_run_sends_what_was_asked(headrace: Headrace) -> None:
@@ -85,7 +88,7 @@ def test_run_raw_sends_the_prompt(headrace: Headrace) -> None:
     """Without the chat template the text goes as it is."""
     with fake_gateway_in_thread(SUBMITTED, stream(events(0))) as gateway:
         assert headrace("run", "Once", "--raw", url=gateway.url).exit_code == 0
-    assert body(gateway.requests[0]) == {"prompt": "Once"}
+    assert body(gateway.requests[0]) == {"prompt": "Once", "temperature": 0.6}
 
 
 def test_run_says_how_fast_it_was(headrace: Headrace) -> None:
