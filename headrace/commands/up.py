@@ -130,7 +130,7 @@ def _next_steps() -> str:
         ("headrace ps", "the workers; kill -9 one, and see the answer go on"),
     ]
     if shutil.which("headrace") is None:  # make's environment is not the user's
-        steps.insert(0, (f"source {sys.prefix}/bin/activate", "first"))
+        steps.insert(0, (f"source {shlex.quote(sys.prefix + '/bin/activate')}", "first"))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  {purpose}" for command, purpose in steps]
     return "\n".join(["", "That was a whole stack; it is stopped. Try next:", "", *lines])
