@@ -1,4 +1,4 @@
-"""What a job's log says of its answer: the sum of its ``tokens`` since the last ``reset``. Pure."""
+"""What a job's log says of its answers: the sum of ``tokens`` since the last ``reset``. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,30 +8,41 @@ from common.events import Event, Reset, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """The answer as far as it was logged.
+    """One answer as far as it was logged.
 
     ``ids`` are all generated token IDs, ``text`` is the text that was sent for them (it can be
     shorter than their decoding: half a character or a possible stop string is held back).
+    ``echo`` is the prompt's text, where the job asked for it and it was sent.
     """
 
     ids: tuple[int, ...] = ()
     text: str = ""
+    echo: str = ""
 
 
 NOTHING = Emitted()
 
 
-def emitted(events: Iterable[Event]) -> Emitted:
-    """Return the answer that these events make."""
+def emitted(events: Iterable[Event], choice: int = 0) -> Emitted:
+    """Return the answer of that number as these events make it."""
     ids: list[int] = []
     text: list[str] = []
+    echo: list[str] = []
     for event in events:
         match event:
-            case Tokens():
+            case Tokens(echo=True) if event.choice == choice:
+                echo.append(event.text)
+            case Tokens() if event.choice == choice:
                 ids += event.ids
                 text.append(event.text)
             case Reset():
-                ids, text = [], []
+                ids, text, echo = [], [], []
             case _:
                 continue
-    return Emitted(tuple(ids), "".join(text))
+    return Emitted(tuple(ids), "".join(text), "".join(echo))
+
+
+def emitted_choices(events: Iterable[Event], n: int) -> tuple[Emitted, ...]:
+    """Return the ``n`` answers that these events make."""
+    kept = tuple(events)
+    return tuple(emitted(kept, choice) for choice in range(n))

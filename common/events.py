@@ -24,10 +24,35 @@ class Accepted(_Event, frozen=True, tag="accepted"):
 
 
 class Started(_Event, frozen=True, tag="started"):
-    """A worker took the job. ``attempt`` counts from 1."""
+    """A worker took the job. ``attempt`` counts from 1.
+
+    ``cache`` says how much of the prompt the worker held when it took the job: ``hit`` (all that
+    can be held), ``partial`` or ``miss``; empty where the engine does not know.
+    """
 
     worker: str
     attempt: int
+    cache: str = ""
+
+
+class Alternative(msgspec.Struct, frozen=True, gc=False):
+    """A token that was likely at one position; ``logprob`` is a natural logarithm."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """The chosen token of one position, and the most likely ones there, most likely first.
+
+    The probabilities are the model's own, before temperature, penalties and truncation.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[Alternative, ...] = ()
 
 
 class Tokens(_Event, frozen=True, tag="tokens"):
@@ -35,11 +60,16 @@ class Tokens(_Event, frozen=True, tag="tokens"):
 
     ``ids`` holds every generated token, also one whose text is still held back (half a character,
     a possible stop string), so that another worker can rebuild the decoder's state exactly.
+    ``logprobs`` belongs to ``ids``, where it was asked for. ``choice`` is the number of the answer
+    in a job with several. With ``echo`` the text is the prompt's, and ``ids`` is empty.
     """
 
     index: int
     ids: tuple[int, ...]
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    echo: bool = False
 
 
 class Retrying(_Event, frozen=True, tag="retrying"):
@@ -84,6 +114,14 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     detail: str
 
 
+class ChoiceEnd(msgspec.Struct, frozen=True):
+    """How one answer of a job with several ended."""
+
+    choice: int
+    finish_reason: FinishReason
+    is_eos: bool
+
+
 class _Ended(_Event, frozen=True, omit_defaults=False):
     finish_reason: FinishReason
     is_eos: bool = False
@@ -92,10 +130,17 @@ class _Ended(_Event, frozen=True, omit_defaults=False):
     attempts: int = 0
     worker: str = ""
     error: ErrorInfo | None = None
+    choices: tuple[ChoiceEnd, ...] = ()
+    prompt_version: int = 0
 
 
 class Completed(_Ended, frozen=True, tag="completed"):
-    """The answer is whole. ``is_eos`` is false when it can be continued."""
+    """The answer is whole. ``is_eos`` is false when it can be continued.
+
+    ``choices`` has an entry per answer where there are several; ``finish_reason`` and ``is_eos``
+    are then the first one's. ``prompt_version`` is the version of the stored sequence that the job
+    made under its prompt ID, 0 without one.
+    """
 
 
 class Failed(_Ended, frozen=True, tag="failed"):

@@ -25,6 +25,30 @@ class WorkerState(enum.StrEnum):
     DRAINING = "draining"
 
 
+class KvCacheInfo(msgspec.Struct, frozen=True):
+    """The KV cache of a worker. Blocks are those on the device; sizes are bytes.
+
+    ``blocks_used`` belong to running jobs, ``blocks_cached`` to ended ones and can be had back.
+    ``query_tokens`` are the prompt tokens asked for so far, ``hit_tokens`` those that were found,
+    in whatever tier.
+    """
+
+    block_tokens: int
+    blocks: int
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    host_hit_tokens: int = 0
+    disk_hit_tokens: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    host_limit: int = 0
+    disk_bytes: int = 0
+    disk_limit: int = 0
+    preemptions: int = 0
+
+
 class WorkerInfo(msgspec.Struct, frozen=True):
     """What a worker says of itself with every heartbeat. New fields go last, with a default."""
 
@@ -45,6 +69,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     jobs_done: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    waiting: int = 0
+    kv: KvCacheInfo | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -67,10 +67,36 @@ class Settings(BaseSettings):
     model: str = Field(
         DEFAULT_MODEL, min_length=1, description="name, directory, GGUF file or hub ID"
     )
-    engine: Literal["local", "fake"] = Field("local", description="what turns prompts into tokens")
+    engine: Literal["local", "remote", "vllm", "fake"] = Field(
+        "local", description="what turns prompts into tokens"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     capacity: Annotated[int, Field(ge=1, le=4096)] = Field(
-        4, description="jobs a worker runs at once"
+        32, description="jobs a worker runs at once"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="numbers of the model; auto: float32 on a CPU, bfloat16 on a GPU"
+    )
+    quantize: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto", description="weights of the linear layers; auto: int8 on a CPU, none on a GPU"
+    )
+    step_tokens: Annotated[int, Field(ge=16, le=65_536)] = Field(
+        512, description="most tokens in one step of the model, prompts and answers together"
+    )
+    kv_bytes: int = Field(
+        0, ge=0, description="KV cache on the device, 0 = a share of the free memory"
+    )
+    kv_host_bytes: int = Field(1024**3, ge=0, description="KV cache in host memory, 0 = off")
+    kv_disk_bytes: int = Field(4 * 1024**3, ge=0, description="KV cache on disk, 0 = off")
+    prompt_ttl_s: Seconds = Field(86_400, description="a prompt ID is kept this long after its use")
+    affinity_patience_s: float = Field(
+        5, ge=0, le=3600, description="longest wait for the worker that holds a prompt's KV cache"
+    )
+    watchdog_s: Seconds = Field(60, description="an engine without progress for this long is ended")
+    upstream: str = Field("", description="remote engine: base URL of an OpenAI-compatible API")
+    upstream_key: str = Field("", repr=False, description="remote engine: its API key")
+    on_lost: Literal["fail", "reset"] = Field(
+        "fail", description="remote engine: an answer that lost its worker fails, or starts anew"
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the engine, 0 = torch's choice"

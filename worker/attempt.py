@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from common.emitted import emitted
+from common.emitted import NOTHING, emitted_choices
 from common.events import (
     Cancelled,
     Completed,
@@ -53,15 +53,19 @@ class AttemptLog:
         self.payloads = [*grant.snapshot.payloads, encode_event(started)]
         self.confirmed = len(self.payloads)
         self.end: Ended | None = None  # set once; nothing is accepted after it
+        record = grant.snapshot.record
         self.request = Request(  # what the engine works on now
-            grant.request_id, grant.snapshot.record.spec, emitted(grant.snapshot.events)
+            grant.request_id,
+            record.spec,
+            emitted_choices(grant.snapshot.events, record.spec.n),
+            record.tenant,
         )
         self.expire = False  # the deadline passed: the engine was cancelled for that
         self.appended_at = time.monotonic()  # when Redis was last asked about the job
         self._started_at = time.monotonic()
         self._first_token_at = 0.0
         self._last_token_at = 0.0
-        self._index = len(self.request.emitted.ids)
+        self._index = len(self.request.emitted[0].ids)
         self._ids: list[int] = []  # of the next event
         self._text: list[str] = []
         self._prefilled = Prefilled(0, 0, 0.0)
@@ -100,7 +104,9 @@ class AttemptLog:
     def restart(self, reason: str) -> None:
         """Begin the answer anew, and tell its readers: the engine cannot continue the old one."""
         self.payloads.append(encode_event(Reset(reason)))
-        self.request = Request(f"{self.request.id}:anew", self.request.spec)
+        old = self.request
+        nothing = (NOTHING,) * old.spec.n
+        self.request = Request(f"{old.id}:anew", old.spec, nothing, old.tenant, old.base)
         self._index = 0
 
     def unsent(self) -> tuple[bytes, ...]:

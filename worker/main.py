@@ -221,6 +221,8 @@ class Worker:
             jobs_done=metrics.jobs_done,
             prompt_tokens=metrics.prompt_tokens,
             completion_tokens=metrics.completion_tokens,
+            waiting=stats.waiting,
+            kv=stats.kv,
         )
 
     def _state(self, info: EngineInfo | None) -> WorkerState:
@@ -244,5 +246,14 @@ def _engine_options(settings: Settings) -> EngineOptions:
         capacity=settings.capacity,
         device=settings.device,
         threads=settings.threads,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        step_tokens=settings.step_tokens,
+        kv_bytes=settings.kv_bytes,
+        kv_host_bytes=settings.kv_host_bytes,
+        kv_disk_bytes=settings.kv_disk_bytes,
+        watchdog_s=settings.watchdog_s,
+        upstream=settings.upstream,
+        upstream_key=settings.upstream_key,
         fake_tokens_per_s=settings.fake_tokens_per_s,
     )

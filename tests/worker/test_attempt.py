@@ -271,12 +271,12 @@ def test_any_interleaving_logs_the_concatenation(steps: list[Delta | str | int])
 def test_a_restarted_answer_counts_from_zero() -> None:
     """Readers are told to discard what they have, and the engine gets a request of its own."""
     log = make_log(FIRST_LIFE)
-    assert log.request.emitted == Emitted((7, 8, 9), "ab")
+    assert log.request.emitted == (Emitted((7, 8, 9), "ab"),)
     first_id = log.request.id
     log.restart("other model")
     take(log, Delta((1,), "x"), LENGTH)
     assert flush(log) == [Reset("other model"), Tokens(0, (1,), "x")]
-    assert log.request.emitted == Emitted()
+    assert log.request.emitted == (Emitted(),)
     assert log.request.id != first_id
     assert log.end
     assert log.end.usage.completion_tokens == 1

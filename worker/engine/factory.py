@@ -23,6 +23,8 @@ def create_engine(kind: EngineKind, options: EngineOptions) -> Engine:
         return FakeEngine(
             options.model, tokens_per_s=options.fake_tokens_per_s, capacity=options.capacity
         )
+    if kind in ("remote", "vllm"):
+        raise NotImplementedError(kind)
     from worker.engine.local import LocalEngine  # noqa: PLC0415
 
     return LocalEngine(options)

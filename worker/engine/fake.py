@@ -100,6 +100,10 @@ class FakeEngine:
         self._pacer = asyncio.create_task(self._pace(), name="fake-engine")
         return self._info
 
+    async def probe(self, _request: Request) -> str:
+        """Return "": nothing is cached here."""
+        return ""
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request; it is validated when its turn comes."""
         run = _Run(request, sink)
@@ -181,7 +185,7 @@ class FakeEngine:
 
     def _open(self, run: _Run, prompt: bytes) -> None:
         request = run.request
-        run.answer = Answer(request.spec, byte_step(), frozenset((EOS_ID,)), request.emitted)
+        run.answer = Answer(request.spec, byte_step(), frozenset((EOS_ID,)), request.emitted[0])
         digest = hashlib.blake2b(prompt, digest_size=8).digest()
         run.start = _WORD_STARTS[int.from_bytes(digest) % len(_WORD_STARTS)]
         marker = re.search(rb"\[eos=(\d{1,9})\]", prompt)

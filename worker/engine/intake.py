@@ -52,7 +52,7 @@ class Intake:
         if refusal is not None:
             return refusal
         try:
-            answer = Answer(spec, self._tokenizer.step(), self._limits.eos_ids, request.emitted)
+            answer = Answer(spec, self._tokenizer.step(), self._limits.eos_ids, request.emitted[0])
         except TakeoverMismatch as error:
             return Refused(UNRESUMABLE, str(error))
         return Prepared(self._sequence(request, order, prompt_ids), answer)
@@ -61,7 +61,7 @@ class Intake:
         return Sequence(
             id=request.id,
             order=order,
-            ids=[*prompt_ids, *request.emitted.ids],
+            ids=[*prompt_ids, *request.emitted[0].ids],
             prompt_len=len(prompt_ids),
             max_tokens=request.spec.max_tokens,
             eos_ids=self._limits.eos_ids,
@@ -97,6 +97,6 @@ class Intake:
         # On a GPU a foreign ID would not fail its own request but the whole device.
         if max(prompt_ids) >= self._limits.vocab_len:
             return Refused("prompt-refused", "The prompt has tokens that the model does not know.")
-        if max(request.emitted.ids, default=0) >= self._limits.vocab_len:
+        if max(request.emitted[0].ids, default=0) >= self._limits.vocab_len:
             return Refused(UNRESUMABLE, "Another model made the logged tokens.")
         return None

@@ -96,6 +96,10 @@ class LocalEngine:
         self._loaded = _Loaded(info, intake, thread, ended)
         return info
 
+    async def probe(self, _request: Request) -> str:
+        """Return "": nothing is cached yet."""
+        return ""
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request and have its prompt tokenised."""
         loop = asyncio.get_running_loop()

@@ -16,19 +16,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.emitted import NOTHING, Emitted
+from common.events import ChoiceEnd, TokenLogprob
 from common.jobs import FinishReason, JobSpec
+from common.registry import KvCacheInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One job for the engine, which continues after what earlier attempts ``emitted``.
 
-    ``id`` is unique per attempt (``job:epoch``).
+    ``id`` is unique per attempt (``job:epoch``). ``emitted`` has one entry per answer (``spec.n``).
+    ``base`` are the token IDs of the stored sequence that a job with ``append``, or with nothing,
+    builds on. Nothing that is kept for one ``tenant`` may serve another.
     """
 
     id: str
     spec: JobSpec
-    emitted: Emitted = NOTHING
+    emitted: tuple[Emitted, ...] = (NOTHING,)
+    tenant: str = "default"
+    base: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +48,32 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New token IDs and the text that became certain with them (either may be empty)."""
+    """New token IDs and the text that became certain with them (either may be empty).
+
+    ``choice`` and ``logprobs`` are as in ``common.events.Tokens``; with ``echo`` the text is the
+    prompt's.
+    """
 
     ids: tuple[int, ...]
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer ended. ``is_eos``: the model itself ended it."""
+    """The job's last answer ended. ``is_eos``: the model itself ended it.
+
+    Where there are several answers, ``choices`` has them all, and ``reason`` and ``is_eos`` are
+    the first one's. ``sequence`` is the prompt and the (first) answer in token IDs, for jobs with a
+    prompt ID; empty where the engine has no tokeniser of ours.
+    """
 
     reason: FinishReason
     is_eos: bool = False
+    choices: tuple[ChoiceEnd, ...] = ()
+    sequence: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +104,16 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for the heartbeat and the metrics. ``tokens_per_s`` is over the last seconds."""
+    """A snapshot for the heartbeat and the metrics. ``tokens_per_s`` is over the last seconds.
+
+    ``prefill_tokens_per_s`` is what a prompt's tokens cost here, 0 while it is not known.
+    """
 
     running: int = 0
     waiting: int = 0
     tokens_per_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    kv: KvCacheInfo | None = None
 
 
 Progress = Callable[[str, float], None]
@@ -100,6 +125,13 @@ class Engine(Protocol):
 
     async def load(self, progress: Progress) -> EngineInfo:
         """Load the model; raises ``StartupFailed`` with the one line that the user sees."""
+        ...
+
+    async def probe(self, request: Request) -> str:
+        """Return how much of the prompt is held now: ``hit``, ``partial``, ``miss``, "" for unknown.
+
+        Never raises for a bad request: that is said after ``submit``.
+        """
         ...
 
     def submit(self, request: Request, sink: Sink) -> None:

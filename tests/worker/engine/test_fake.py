@@ -32,7 +32,7 @@ def _submit(
     engine: FakeEngine, spec: JobSpec, request_id: str = "j:1", emitted: Emitted = FRESH
 ) -> Recorder:
     recorder = Recorder()
-    engine.submit(Request(request_id, spec, emitted), recorder)
+    engine.submit(Request(request_id, spec, (emitted,)), recorder)
     return recorder
 
 

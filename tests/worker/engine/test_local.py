@@ -98,7 +98,7 @@ def _submit(
     engine: LocalEngine, spec: JobSpec, request_id: str = "j:1", emitted: Emitted = FRESH
 ) -> Recorder:
     recorder = Recorder()
-    engine.submit(Request(request_id, spec, emitted), recorder)
+    engine.submit(Request(request_id, spec, (emitted,)), recorder)
     return recorder
 
 
