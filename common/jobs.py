@@ -79,8 +79,9 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``min_tokens`` keeps the model from ending the answer earlier, ``ignore_eos`` from ending it at
     all. ``n`` answers are made from one prompt. ``logprobs`` (None: none) is how many alternatives
-    are reported beside each chosen token. ``echo`` puts the prompt before the answer. Durations
-    are seconds. New fields go last, with a default.
+    are reported beside each chosen token. ``echo`` puts the prompt before the answer.
+    ``allow_reset`` lets an engine that cannot continue an answer begin it anew. Durations are
+    seconds. New fields go last, with a default.
     """
 
     model: str
@@ -101,6 +102,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     n: int = 1
     logprobs: int | None = None
     echo: bool = False
+    allow_reset: bool = False
 
     @property
     def builds_on_stored(self) -> bool:

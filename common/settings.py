@@ -95,9 +95,6 @@ class Settings(BaseSettings):
     watchdog_s: Seconds = Field(60, description="an engine without progress for this long is ended")
     upstream: str = Field("", description="remote engine: base URL of an OpenAI-compatible API")
     upstream_key: str = Field("", repr=False, description="remote engine: its API key")
-    on_lost: Literal["fail", "reset"] = Field(
-        "fail", description="remote engine: an answer that lost its worker fails, or starts anew"
-    )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the engine, 0 = torch's choice"
     )

@@ -1,0 +1,1 @@
+"""The KV cache: paged blocks on the device, who owns them, and the tiers below."""
