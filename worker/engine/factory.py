@@ -1,5 +1,7 @@
 """Which engine a worker runs. An engine's libraries are imported only when it is chosen."""
 
+from common.errors import StartupFailed
+from common.names import is_name
 from worker.engine.options import EngineKind, EngineOptions
 from worker.engine.protocol import Engine
 from worker.model.checkpoint import find_checkpoint
@@ -12,6 +14,9 @@ def public_name(kind: EngineKind, model: str) -> str:
 
     Cheap: nothing is imported or loaded.
     """
+    if kind == "remote":
+        _require_name(model)
+        return model
     return model if kind == "fake" else find_checkpoint(model).name
 
 
@@ -23,8 +28,19 @@ def create_engine(kind: EngineKind, options: EngineOptions) -> Engine:
         return FakeEngine(
             options.model, tokens_per_s=options.fake_tokens_per_s, capacity=options.capacity
         )
-    if kind in ("remote", "vllm"):
-        raise NotImplementedError(kind)
+    if kind == "remote":
+        from worker.engine.remote import RemoteEngine  # noqa: PLC0415
+
+        return RemoteEngine(options)
+    if kind == "vllm":
+        from worker.engine.vllm_engine import VllmEngine  # noqa: PLC0415
+
+        return VllmEngine(options)
     from worker.engine.local import LocalEngine  # noqa: PLC0415
 
     return LocalEngine(options)
+
+
+def _require_name(model: str) -> None:
+    if not is_name(model):
+        raise StartupFailed(f"--model {model!r} is no name that jobs could give.")

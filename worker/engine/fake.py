@@ -2,23 +2,25 @@
 
 Its tokens are bytes. Its answer is a function of the prompt and the position, with characters of
 one to four bytes, so that half characters occur; sampling settings change nothing. A prompt that
-contains ``[eos=N]`` is answered with N bytes and an end of sequence.
+contains ``[eos=N]`` is answered with N bytes and an end of sequence. A request for several answers
+gets a token of each at a time, and takes one slot.
 """
 
 import asyncio
-import hashlib
-import random
-import re
 import sys
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from common.errors import EngineFailed
-from common.jobs import FinishReason, JobSpec
-from worker.engine.answer import Answer, TakeoverMismatch
+from common.jobs import FinishReason, Message
+from worker.engine.answer import TakeoverMismatch
+from worker.engine.answers import Answers, rest_of_echo
+from worker.engine.book import EOS_ID, Passage
 from worker.engine.meter import Meter
 from worker.engine.protocol import (
     UNRESUMABLE,
+    Delta,
     EngineInfo,
     EngineStats,
     Finished,
@@ -30,25 +32,9 @@ from worker.engine.protocol import (
 )
 from worker.engine.text import byte_step
 
-EOS_ID = 256
-
 # How late a token may be. One sleep for all requests of this length is far cheaper than one
 # timer per token.
 _TICK_S = 0.005
-
-_TALE = (
-    "the river turns slowly under a wooden wheel and carries grain \N{EN DASH} café über naïve "
-    "\N{WATER WAVE} 水 流れ мельница stone, light."
-)
-
-
-def _make_book() -> bytes:
-    words = random.Random(1867).choices(_TALE.split(), k=4096)  # noqa: S311 - it need not be secret
-    return (" ".join(words) + " ").encode()
-
-
-_BOOK = _make_book()
-_WORD_STARTS = (0, *(match.end() for match in re.finditer(b" ", _BOOK[:-1])))
 
 
 @dataclass(slots=True, eq=False)
@@ -57,15 +43,26 @@ class _Run:
 
     request: Request
     sink: Sink
-    start: int = 0  # where in the book its answer begins
-    eos_at: int | None = None
-    answer: Answer | None = None  # set by admission
-    due: float = 0.0  # when its next token is made
+    passages: tuple[Passage, ...] = ()  # set by admission, one per answer
+    answers: Answers | None = None  # set by admission
+    due: float = 0.0  # when its next tokens are made
 
-    def next_id(self, position: int) -> int:
-        if position == self.eos_at:
-            return EOS_ID
-        return _BOOK[(self.start + position) % len(_BOOK)]
+    def next_deltas(self) -> Iterator[Delta]:
+        """Make a token of every answer that goes on."""
+        assert self.answers is not None
+        for answer, passage in zip(self.answers.all, self.passages, strict=True):
+            if answer.end is not None:
+                yield answer.take()  # text that an earlier attempt did not send
+            else:
+                token_id = passage.token(answer.num_ids)
+                yield answer.take((token_id,), passage.logprobs(token_id))
+
+    def sequence(self) -> tuple[int, ...]:
+        """Return the prompt and the answer, for the jobs whose prompt has an ID."""
+        if self.answers is None or self.request.spec.prompt_id is None:
+            return ()
+        answer = map(self.passages[0].token, range(self.answers.all[0].num_ids))
+        return (*_prompt_of(self.request), *answer)
 
 
 class FakeEngine:
@@ -151,7 +148,8 @@ class FakeEngine:
     def _deliver_cancelled(self) -> None:
         cancelled, self._cancelled = self._cancelled, []
         for run in cancelled:
-            run.sink(Finished(FinishReason.CANCELLED))
+            answers = run.answers
+            run.sink(answers.cancelled() if answers else Finished(FinishReason.CANCELLED))
 
     def _admit(self) -> None:
         while self._waiting and self._num_running < self._info.capacity:
@@ -160,7 +158,7 @@ class FakeEngine:
                 self._start(run)
 
     def _start(self, run: _Run) -> None:
-        prompt = _prompt_of(run.request.spec)
+        prompt = _prompt_of(run.request)
         refusal = self._refusal(run.request, prompt)
         if refusal is None:
             try:
@@ -184,14 +182,14 @@ class FakeEngine:
         return None
 
     def _open(self, run: _Run, prompt: bytes) -> None:
-        request = run.request
-        run.answer = Answer(request.spec, byte_step(), frozenset((EOS_ID,)), request.emitted[0])
-        digest = hashlib.blake2b(prompt, digest_size=8).digest()
-        run.start = _WORD_STARTS[int.from_bytes(digest) % len(_WORD_STARTS)]
-        marker = re.search(rb"\[eos=(\d{1,9})\]", prompt)
-        run.eos_at = int(marker[1]) if marker else None
+        request, spec = run.request, run.request.spec
+        echo = rest_of_echo(spec, prompt.decode(errors="replace"), request.emitted)
+        run.answers = Answers(spec, byte_step, frozenset((EOS_ID,)), request.emitted)
+        run.passages = tuple(Passage(spec, prompt, choice) for choice in range(spec.n))
         self._num_running += 1
         run.sink(Prefilled(len(prompt), cached_tokens=0, prefill_s=0.0))
+        if echo is not None:
+            run.sink(echo)
         # The first token comes at once, as it does after a real prefill.
         self._advance(run, asyncio.get_running_loop().time())
 
@@ -204,19 +202,19 @@ class FakeEngine:
             num_left -= 1
 
     def _advance(self, run: _Run, now: float) -> None:
-        """Make one token, and put the run back in the queue unless it has ended."""
-        answer = run.answer
-        if answer is None or self._is_gone(run):
+        """Make a token of each answer, and put the run back in the queue unless it has ended."""
+        answers = run.answers
+        if answers is None or self._is_gone(run):
             return
-        delta = answer.take(() if answer.end else (run.next_id(answer.num_ids),))
-        self._meter.add(len(delta.ids))
-        if delta.ids or delta.text:
-            run.sink(delta)
-        if self._is_gone(run):  # the sink cancelled it
-            return
-        if answer.end is not None:
+        for delta in run.next_deltas():
+            self._meter.add(len(delta.ids))
+            if delta.ids or delta.text:
+                run.sink(delta)
+            if self._is_gone(run):  # the sink cancelled it
+                return
+        if end := answers.end:
             self._remove(run)
-            run.sink(answer.end)
+            run.sink(replace(end, sequence=run.sequence()))
             return
         run.due = now + self._interval_s
         self._running.append(run)
@@ -226,11 +224,19 @@ class FakeEngine:
 
     def _remove(self, run: _Run) -> None:
         del self._runs[run.request.id]
-        if run.answer is not None:
+        if run.answers is not None:
             self._num_running -= 1
 
 
-def _prompt_of(spec: JobSpec) -> bytes:
-    if spec.messages is None:
-        return (spec.prompt or "").encode()
-    return "\n".join(f"{message.role}: {message.content}" for message in spec.messages).encode()
+def _prompt_of(request: Request) -> bytes:
+    spec = request.spec
+    if spec.builds_on_stored:
+        # An end of sequence is no byte: the fake model cannot see it.
+        return bytes(token for token in request.base if token != EOS_ID) + _text_of(spec.append)
+    return _text_of(spec.prompt if spec.messages is None else spec.messages)
+
+
+def _text_of(text: str | tuple[Message, ...] | None) -> bytes:
+    if text is None or isinstance(text, str):
+        return (text or "").encode()
+    return "\n".join(f"{message.role}: {message.content}" for message in text).encode()

@@ -1,4 +1,4 @@
-"""The local engine: transformers on this machine, in a thread of its own.
+"""The local engine: a transformers model on this machine, in a thread of its own.
 
 Three places share the work. Tokenisation runs in a small pool, the model in ``EngineThread``, and
 detokenisation here, on the event loop. torch is imported by ``load``, in a thread, for it takes
@@ -8,7 +8,6 @@ seconds.
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,26 +15,27 @@ from typing import TYPE_CHECKING
 import structlog
 
 from common.errors import EngineFailed, StartupFailed
-from common.jobs import FinishReason
-from worker.engine.answer import Answer
 from worker.engine.daemon import in_daemon
+from worker.engine.made import Made
 from worker.engine.meter import Meter
 from worker.engine.options import EngineOptions
 from worker.engine.protocol import (
     EngineInfo,
     EngineStats,
-    Finished,
-    Prefilled,
+    Output,
     Progress,
     Refused,
     Request,
     Sink,
 )
-from worker.engine.thread import Cancel, EngineThread, Made, Runner, Stop
+from worker.engine.run import Run
 from worker.model.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
-    from worker.engine.intake import Intake, Prepared
+    from collections.abc import Callable
+
+    from worker.engine.intake import Prepared
+    from worker.engine.parts import Parts
 
 _log = structlog.get_logger()
 
@@ -43,27 +43,8 @@ _CLOSE_S = 10.0
 _NUM_TOKENIZER_THREADS = 2
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One request that has not ended."""
-
-    request: Request
-    sink: Sink
-    answer: Answer | None = None  # set when its prompt is tokenised
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What there is once the model is in memory."""
-
-    info: EngineInfo
-    intake: "Intake"
-    thread: EngineThread
-    ended: asyncio.Future[None]  # when the thread has ended
-
-
 class LocalEngine:
-    """Runs up to ``capacity`` requests at once, each with a KV cache of its own."""
+    """Runs up to ``capacity`` answers at once, in one continuous batch."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._checkpoint = find_checkpoint(options.model)
@@ -72,38 +53,44 @@ class LocalEngine:
         # Requests are admitted in this order.
         self._orders = count()
         # Every request that has not ended, by its ID. What arrives for others is discarded.
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
         # Set when the engine cannot go on, then ``_cause`` says why.
         self._failed = asyncio.Event()
         self._cause: BaseException | None = None
         self._is_closed = False
-        # Set by ``load``.
-        self._loaded: _Loaded | None = None
+        # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
+        self._loaded: "Parts | None" = None
+        self._ended: asyncio.Future[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
 
     async def load(self, progress: Progress) -> EngineInfo:
         """Import torch, load the model and start its thread."""
-        read = partial(_read_model, self._checkpoint, self._options, progress)
-        info, intake, runner = await in_daemon(read, "model-loader")
         loop = asyncio.get_running_loop()
 
         def deliver(made: list[Made]) -> None:
             loop.call_soon_threadsafe(self._on_made, made)
 
-        thread = EngineThread(runner, self._options.capacity, deliver)
-        ended = in_daemon(thread.run, "engine")
-        ended.add_done_callback(self._on_thread_ended)
-        self._loaded = _Loaded(info, intake, thread, ended)
-        return info
+        read = partial(_read_model, self._checkpoint, self._options, progress, deliver)
+        parts = self._loaded = await in_daemon(read, "model-loader")
+        self._ended = in_daemon(parts.thread.run, "engine")
+        self._ended.add_done_callback(self._on_thread_ended)
+        self._watchdog = loop.create_task(self._watch(), name="watchdog")
+        return parts.info
 
-    async def probe(self, _request: Request) -> str:
-        """Return "": nothing is cached yet."""
-        return ""
+    async def probe(self, request: Request) -> str:
+        """Return how much of the prompt is cached in whatever tier; brings it nearer on the way."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._parts.probe, request)
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request and have its prompt tokenised."""
         loop = asyncio.get_running_loop()
-        run = self._runs[request.id] = _Run(request, sink)
+        if request.id in self._runs:
+            refusal = Refused("duplicate-request", "The engine works on this request already.")
+            loop.call_soon(self._guarded, sink, refusal)
+            return
+        run = self._runs[request.id] = Run(request, sink)
         if self._failed.is_set():
             return  # nothing is delivered any more
         prepare = self._parts.intake.prepare
@@ -111,39 +98,54 @@ class LocalEngine:
         preparing.add_done_callback(partial(self._on_prepared, run))
 
     def cancel(self, request_id: str) -> None:
-        """End a request; its cache is freed before the model's next step."""
+        """End a request; its blocks are free before the model's next step."""
         run = self._runs.pop(request_id, None)
         if run is not None:
-            self._parts.thread.post(Cancel(request_id))
+            self._parts.thread.cancel(run.sequence_ids)
             asyncio.get_running_loop().call_soon(self._deliver_cancelled, run)
+
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Drop the KV tensors of a sequence from every tier, where no running request needs them."""
+        self._parts.forget(tenant, ids)
 
     def stats(self) -> EngineStats:
         """Return the current load."""
-        num_runs = len(self._runs)
-        num_running = min(num_runs, self._loaded.thread.num_running) if self._loaded else 0
-        return EngineStats(num_running, num_runs - num_running, self._meter.rate())
+        if self._loaded is None:
+            return EngineStats()
+        return self._loaded.stats(len(self._runs), self._meter.rate())
 
     async def wait_failed(self) -> None:
-        """Wait until the engine's thread or one of its sinks breaks, and say how."""
+        """Wait until the engine's thread hangs, or it or one of the sinks breaks, and say how."""
         await self._failed.wait()
         raise EngineFailed(f"The local engine failed: {self._cause!r}") from self._cause
 
     async def close(self) -> None:
-        """Stop after the current step; a model that is still being loaded is left alone."""
+        """Stop after the current step and save the cache; a model that still loads is left alone."""
         self._is_closed = True
         self._runs.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._loaded is not None:
-            self._loaded.thread.post(Stop())
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._loaded is not None and self._ended is not None:
+            self._loaded.thread.stop()
             # A step that hangs must not hold up the process; its thread is a daemon.
-            await asyncio.wait((self._loaded.ended,), timeout=_CLOSE_S)
+            await asyncio.wait((self._ended,), timeout=_CLOSE_S)
+            if self._ended.done():
+                await in_daemon(self._loaded.save, "kv-saver")
 
     @property
-    def _parts(self) -> _Loaded:
+    def _parts(self) -> "Parts":
         assert self._loaded is not None, "load() comes first"
         return self._loaded
 
-    def _on_prepared(self, run: _Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:
+    async def _watch(self) -> None:
+        """End an engine whose step does not end: its jobs are another worker's then."""
+        limit_s = self._options.watchdog_s
+        while self._parts.thread.stalled_s < limit_s:
+            await asyncio.sleep(limit_s / 10)
+        self._fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
+
+    def _on_prepared(self, run: Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:
         if self._runs.get(run.request.id) is not run:  # cancelled, or the engine is closed
             return
         error = preparing.exception()
@@ -155,52 +157,57 @@ class LocalEngine:
         if isinstance(prepared, Refused):
             self._end(run, prepared)
             return
-        run.answer = prepared.answer
-        if prepared.answer.end is None:
-            self._parts.thread.post(prepared.sequence)
-        else:  # an earlier attempt made all tokens, and died before it could say so
-            self._take(run, prepared.answer, ())
+        for output in run.open(prepared):
+            self._guarded(run.sink, output)
+        for sequence in prepared.sequences:
+            self._parts.thread.post(sequence)
+        self._end_if_over(run)  # an earlier attempt may have died before it could say so
 
     def _on_made(self, made: list[Made]) -> None:
         """Hand out what one step made."""
-        self._meter.add(sum(isinstance(output, int) for _, output in made))
-        try:
-            for request_id, output in made:
-                self._hand_out(request_id, output)
-        except Exception as error:
-            # A sink broke, and the rest of the step is lost: nobody may take it for complete.
-            self._fail(error)
-            raise
-
-    def _hand_out(self, request_id: str, output: Prefilled | Refused | int) -> None:
-        run = self._runs.get(request_id)
-        if run is None or run.answer is None:
+        if self._failed.is_set():
             return
-        match output:
-            case int():
-                self._take(run, run.answer, (output,))
-            case Prefilled():
-                run.sink(output)
-            case Refused():
-                self._end(run, output)
+        for sequence_id, output in made:
+            request_id, _, choice = sequence_id.rpartition("#")
+            run = self._runs.get(request_id)
+            if run is None:
+                continue
+            for said in run.take(int(choice), output, self._parts.tokenizer):
+                self._meter.add(len(getattr(said, "ids", ())))
+                self._say(run, said)
+            self._end_if_over(run)
 
-    def _take(self, run: _Run, answer: Answer, ids: tuple[int, ...]) -> None:
-        delta = answer.take(ids)
-        if delta.ids or delta.text:
-            run.sink(delta)
-        if answer.end is not None:
-            # The thread knows nothing of stop strings. Of other ends it knows already.
-            self._parts.thread.post(Cancel(run.request.id))
-            self._end(run, answer.end)
+    def _say(self, run: Run, output: Output) -> None:
+        if isinstance(output, Refused):
+            self._end(run, output)
+        elif self._runs.get(run.request.id) is run:  # else the sink has just cancelled it
+            self._guarded(run.sink, output)
 
-    def _end(self, run: _Run, end: Finished | Refused) -> None:
-        if self._runs.get(run.request.id) is run:  # else the sink has just cancelled it
+    def _end_if_over(self, run: Run) -> None:
+        # The thread knows nothing of stop strings. Of other ends it knows already.
+        self._parts.thread.cancel(run.take_stopped())
+        end = run.end
+        if end is not None:
+            self._end(run, end)
+
+    def _end(self, run: Run, end: Output) -> None:
+        if self._runs.get(run.request.id) is run:
             del self._runs[run.request.id]
-            run.sink(end)
+            self._parts.thread.cancel(run.sequence_ids)
+            self._guarded(run.sink, end)
 
-    def _deliver_cancelled(self, run: _Run) -> None:
+    def _deliver_cancelled(self, run: Run) -> None:
         if not self._is_closed:
-            run.sink(Finished(FinishReason.CANCELLED))
+            self._guarded(run.sink, run.cancelled())
+
+    def _guarded(self, sink: Sink, output: Output) -> None:
+        """Call a sink; one that breaks ends the engine: nobody may take its job for complete."""
+        if self._failed.is_set():
+            return
+        try:
+            sink(output)
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the engine
+            self._fail(error)
 
     def _on_thread_ended(self, ended: asyncio.Future[None]) -> None:
         error = ended.exception()
@@ -208,14 +215,20 @@ class LocalEngine:
             self._fail(error)
 
     def _fail(self, cause: BaseException) -> None:
+        if self._failed.is_set():
+            return
+        _log.error("engine_failed", exc_info=cause)
         self._cause = cause
         self._runs.clear()
         self._failed.set()
 
 
 def _read_model(
-    checkpoint: Checkpoint, options: EngineOptions, progress: Progress
-) -> "tuple[EngineInfo, Intake, Runner]":
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    progress: Progress,
+    deliver: "Callable[[list[Made]], None]",
+) -> "Parts":
     """Load the model; runs in a thread of its own, where importing torch stops nobody."""
     progress("importing", 0.0)
     # Read when tqdm is imported. The log is no place for progress bars.
@@ -226,4 +239,4 @@ def _read_model(
         raise StartupFailed(
             f"The local engine needs {error.name}; run `pip install 'headrace[worker]'`."
         ) from error
-    return read_parts(checkpoint, options, progress)
+    return read_parts(checkpoint, options, progress, deliver)

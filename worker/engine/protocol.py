@@ -6,7 +6,8 @@ last of them off the thread that runs the model.
 
 For every request that ``submit`` accepted, the sink receives one ``Prefilled`` at most, any number
 of ``Delta``, and exactly one ``Finished`` or ``Refused``, in this order, on the event loop from
-which ``submit`` was called. After ``cancel`` the end is ``Finished(CANCELLED)``, unless another end
+which ``submit`` was called. (A remote engine hears of the prompt last: its ``Prefilled`` comes
+before the end.) After ``cancel`` the end is ``Finished(CANCELLED)``, unless another end
 was already on its way. After ``close``, and after ``wait_failed`` has raised, nothing is delivered:
 a job that an engine lost is another engine's to finish.
 """
@@ -67,13 +68,15 @@ class Finished:
 
     Where there are several answers, ``choices`` has them all, and ``reason`` and ``is_eos`` are
     the first one's. ``sequence`` is the prompt and the (first) answer in token IDs, for jobs with a
-    prompt ID; empty where the engine has no tokeniser of ours.
+    prompt ID; empty where the engine has no tokeniser of ours. ``completion_tokens`` is set where
+    the deltas have no IDs to count.
     """
 
     reason: FinishReason
     is_eos: bool = False
     choices: tuple[ChoiceEnd, ...] = ()
     sequence: tuple[int, ...] = ()
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class EngineInfo:
 class EngineStats:
     """A snapshot for the heartbeat and the metrics. ``tokens_per_s`` is over the last seconds.
 
-    ``prefill_tokens_per_s`` is what a prompt's tokens cost here, 0 while it is not known.
+    ``prefill_tokens_per_s`` is what a prompt's tokens cost here, 0 while it is not known;
+    ``model_s`` the seconds spent in forward passes and sampling since the start.
     """
 
     running: int = 0
@@ -114,6 +118,7 @@ class EngineStats:
     tokens_per_s: float = 0.0
     prefill_tokens_per_s: float = 0.0
     kv: KvCacheInfo | None = None
+    model_s: float = 0.0
 
 
 Progress = Callable[[str, float], None]

@@ -32,15 +32,19 @@ class TextStream:
         # A stop string was found: the text is complete.
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """Take the next ID and return the text that became certain with it."""
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Take the next ID and return the text that became certain with it.
+
+        Without ``may_stop``, a stop string that this token completes is text like any other.
+        """
         if self.stopped:
             return ""
         text = self._step(token_id)
         if not self._stop or not text:
             return text
+        held_len = len(self.held)
         text = self.held + text
-        cut = self._find_stop(text)
+        cut = self._find_stop(text, held_len) if may_stop else None
         self.stopped = cut is not None
         certain = self._certain_len(text) if cut is None else cut
         self.held = "" if self.stopped else text[certain:]
@@ -54,8 +58,13 @@ class TextStream:
         text, self.held = self.held, ""
         return text
 
-    def _find_stop(self, text: str) -> int | None:
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+    def _find_stop(self, text: str, held_len: int) -> int | None:
+        # One that ends in the held text came too early to count, or it would have stopped there.
+        found = [
+            (at + len(stop), at)
+            for stop in self._stop
+            if (at := text.find(stop, max(0, held_len - len(stop) + 1))) >= 0
+        ]
         return min(found)[1] if found else None
 
     def _certain_len(self, text: str) -> int:

@@ -1,7 +1,9 @@
 """The real tokeniser: jobs to IDs and IDs to text."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 
 from common.jobs import JobSpec, Message
@@ -47,15 +49,28 @@ class Tokenizer:
         """Tell whether messages can be encoded."""
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, spec: JobSpec) -> list[int]:
-        """Return the IDs of the job's prompt.
+    def encode(self, spec: JobSpec, base: Sequence[int] = ()) -> list[int]:
+        """Return the IDs of the job's prompt; ``base`` is the stored sequence that it builds on.
 
         Raises ``jinja2.TemplateError`` for messages that the model's template does not accept.
         """
-        if spec.messages is None:
-            return self._encode(spec.prompt or "", add_special_tokens=True)
-        # The template writes the special tokens itself.
-        return self._encode(self._render(spec.messages), add_special_tokens=False)
+        if spec.prompt is not None:
+            return self._encode(spec.prompt, add_special_tokens=True)
+        if spec.messages is not None:
+            # The template writes the special tokens itself.
+            return self._encode(self._render(spec.messages), add_special_tokens=False)
+        if spec.append is None:
+            return list(base)
+        added = spec.append if isinstance(spec.append, str) else self._render_turns(spec.append)
+        return [*base, *self._encode(added, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of these IDs, without that of special tokens."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def text_of(self, token_id: int) -> str:
+        """Return what one token says by itself, also a special one."""
+        return str(self._backend.decode([token_id], skip_special_tokens=False))
 
     def step(self) -> Step:
         """Return an incremental decoder, which skips special tokens."""
@@ -67,8 +82,23 @@ class Tokenizer:
         ids: list[int] = batch[0].ids
         return ids
 
-    def _render(self, messages: tuple[Message, ...]) -> str:
+    def _render_turns(self, messages: tuple[Message, ...]) -> str:
+        """Return what the template writes for these messages after others.
+
+        Templates know whole conversations only (many begin one with a system message of their
+        own), so the turns are rendered after a question and its answer, which are cut off again.
+        """
+        before = (Message("user", "?"), Message("assistant", "!"))
+        opening = self._render(before, add_generation_prompt=False)
+        whole = self._render((*before, *messages))
+        if not whole.startswith(opening):
+            raise TemplateError("it cannot add messages to a conversation; send all of them")
+        return whole[len(opening) :]
+
+    def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         return str(
-            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         )

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import StartupFailed
+from worker.engine.options import EngineOptions
 from worker.engine.protocol import Progress
 from worker.model.cache import cached_copy
 from worker.model.checkpoint import Checkpoint
@@ -40,16 +41,16 @@ class LoadedModel:
 
 
 def load_model(
-    checkpoint: Checkpoint, device: str, cache_dir: Path, progress: Progress
+    checkpoint: Checkpoint, options: EngineOptions, progress: Progress
 ) -> LoadedModel:
     """Load the checkpoint, after its conversion if it needs one.
 
     Raises ``StartupFailed``, with one line for whatever transformers says at length.
     """
     with _quiet_transformers(), _one_line_errors(checkpoint.name):
-        place = _choose_device(device)
-        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-        source = _source_of(checkpoint, cache_dir, progress)
+        place = _choose_device(options.device)
+        dtype = _choose_dtype(options.dtype, place)
+        source = find_source(checkpoint, options.cache_dir / "models", progress)
         progress("loading", 0.0)
         tokenizer = AutoTokenizer.from_pretrained(**source)
         progress("loading", 0.5)
@@ -76,8 +77,16 @@ def _choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _source_of(checkpoint: Checkpoint, cache_dir: Path, progress: Progress) -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` that say where the model is."""
+def _choose_dtype(dtype: str, place: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if place.type == "cuda" else torch.float32
+    chosen = getattr(torch, dtype)
+    assert isinstance(chosen, torch.dtype)
+    return chosen
+
+
+def find_source(checkpoint: Checkpoint, cache_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say where the model is; converts a GGUF."""
     if checkpoint.gguf is not None:
         converter = f"transformers {version('transformers')}"
         convert = partial(convert_gguf, progress=progress)

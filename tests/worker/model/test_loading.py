@@ -9,12 +9,13 @@ from huggingface_hub import HfApi
 
 from common.errors import StartupFailed
 from worker.model.checkpoint import Checkpoint
+from worker.engine.options import EngineOptions
 from worker.model.loading import load_model
 
 
 def _load(checkpoint: Checkpoint, cache_dir: Path, device: str = "cpu") -> str:
     with pytest.raises(StartupFailed) as caught:
-        load_model(checkpoint, device, cache_dir, lambda _what, _done: None)
+        load_model(checkpoint, EngineOptions("tiny", cache_dir, device=device), lambda _what, _done: None)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -1,0 +1,141 @@
+"""The fused forward pass computes what transformers computes, however the tokens are batched."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.model.fused.models import (
+    Part,
+    expect,
+    make_batch,
+    make_model,
+    make_pool,
+    random_ids,
+)
+from worker.model.fused.llama import FusedLlama
+from worker.model.fused.packing import Quantize
+
+_TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+
+def _close(logits: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(logits, expected, atol=1e-4, rtol=1e-4) and torch.equal(
+        logits.argmax(-1), expected.argmax(-1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": _LLAMA3}),
+        ("llama", {"rope_parameters": _LINEAR}),
+        ("llama", {"num_key_value_heads": 6}),
+        ("llama", {"num_key_value_heads": 1}),
+        ("llama", {"head_dim": 64, "hidden_size": 192, "tie_word_embeddings": True}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 29}),
+        ("qwen2", {}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}),
+        ("qwen3", {}),
+    ],
+)
+def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) -> None:
+    """A prompt over many blocks gives the same logits, at once, in chunks and token by token."""
+    model = make_model(family, **changes)
+    ids = random_ids(150, seed=1)
+    expected = expect(model, ids)
+    fused = FusedLlama(model, make_pool(model), "none")
+    whole = fused.forward(make_batch([Part(ids, 0, 150, _TABLE)]))
+    assert _close(whole, expected)
+    fused = FusedLlama(model, make_pool(model), "none")
+    cuts = [0, 1, 16, 17, 70, 112, 130, 149, 150]
+    parts = [
+        fused.forward(make_batch([Part(ids, start, end, _TABLE)]))
+        for start, end in zip(cuts, cuts[1:], strict=False)
+    ]
+    assert _close(torch.cat(parts), expected)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_rows_do_not_depend_on_their_neighbours(quantize: Quantize) -> None:
+    """Decoding and prefilling sequences in one batch give bit by bit what each gives alone."""
+    model = make_model("llama")
+    lengths = [(40, 41), (0, 77), (15, 16), (16, 17), (60, 100), (31, 33)]
+    blocks = iter(torch.randperm(64, generator=torch.Generator().manual_seed(3)).tolist())
+    sequences = [
+        (random_ids(end, seed), start, end, [next(blocks) for _ in range(-(-end // 16))])
+        for seed, (start, end) in enumerate(lengths)
+    ]
+    parts = [Part(*sequence) for sequence in sequences]
+    alone, together = (FusedLlama(model, make_pool(model), quantize) for _ in range(2))
+    for fused in (alone, together):
+        for part in parts:
+            if part.start:
+                fused.forward(make_batch([Part(part.ids, 0, part.start, part.table)]))
+    expected = torch.cat([alone.forward(make_batch([part])) for part in parts])
+    assert torch.equal(together.forward(make_batch(parts)), expected)
+
+
+@pytest.mark.parametrize("block_tokens", [1, 4, 16, 64])
+def test_blocks_have_any_size(block_tokens: int) -> None:
+    """The number of tokens in a block makes no difference."""
+    model = make_model("qwen3")
+    ids = random_ids(65, seed=5)
+    fused = FusedLlama(model, make_pool(model, block_tokens), "none")
+    table = list(range(200 // block_tokens))[::-1]
+    first = fused.forward(make_batch([Part(ids, 0, 64, table)], block_tokens))
+    last = fused.forward(make_batch([Part(ids, 64, 65, table)], block_tokens))
+    assert _close(torch.cat([first, last]), expect(model, ids))
+
+
+@pytest.mark.parametrize(("quantize", "least"), [("int8", 0.999), ("int4", 0.97)])
+def test_quantised_logits_are_close(quantize: Quantize, least: float) -> None:
+    """Random weights are the worst case: nothing of them is a rounding error to begin with."""
+    model = make_model("qwen2", hidden_size=192, intermediate_size=384, initializer_range=0.05)
+    ids = random_ids(60, seed=6)
+    fused = FusedLlama(model, make_pool(model), quantize)
+    logits = fused.forward(make_batch([Part(ids, 0, 60, _TABLE)]))
+    assert torch.cosine_similarity(logits, expect(model, ids), dim=-1).min() > least
+
+
+def test_only_the_wanted_rows_come_back() -> None:
+    """Rows may be any tokens of the batch, in any order, or none."""
+    model = make_model("llama")
+    ids = random_ids(20, seed=8)
+    fused = FusedLlama(model, make_pool(model), "none")
+    batch = make_batch([Part(ids, 0, 20, _TABLE)])
+    every = fused.forward(batch)
+    for rows in ([19, 3, 3], []):
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        few = fused.forward(_with_rows(batch, chosen))
+        assert torch.equal(few, every[chosen])
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_a_broken_weight_shows(quantize: Quantize) -> None:
+    """NaN goes through to the logits; quantisation does not make a number of it."""
+    model = make_model("llama")
+    model.network.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
+    fused = FusedLlama(model, make_pool(model), quantize)
+    logits = fused.forward(make_batch([Part(random_ids(20, seed=9), 0, 20, _TABLE)]))
+    assert not torch.isfinite(logits).any()
+
+
+def _with_rows(batch: Any, rows: Tensor) -> Any:
+    from dataclasses import replace
+
+    return replace(batch, rows=rows)

@@ -1,0 +1,281 @@
+"""The KV cache of running sequences: finds what is known of a prompt, keeps what was computed.
+
+A table's blocks and the tokens in them:
+
+    | shared, full | shared, full | own, full  | own, partial |
+    |<----------------- num_tokens ----------------->|<- grown, not yet written ->|
+
+Full blocks are shared between sequences. The last, partial one belongs to one sequence: what it
+starts with is copied, or taken over where nobody else holds it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from operator import eq
+from typing import Protocol
+
+from torch import Tensor
+
+from worker.kv.blocks import BlockManager, Content
+from worker.kv.chain import extend
+from worker.kv.host import StoredBlock
+from worker.kv.tiers import Tiers
+
+# Blocks that continue the same prefix differently; looking at more would cost more than it finds.
+_MAX_CHILDREN = 16
+
+
+class Memory(Protocol):
+    """The device's blocks, as :class:`worker.kv.pool.KvPool` keeps them."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one block to another."""
+        ...
+
+    def read(self, block: int) -> Tensor:
+        """Return a copy of a block in host memory."""
+        ...
+
+    def write(self, block: int, data: Tensor) -> None:
+        """Fill a block with what ``read`` returned."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Table:
+    """The blocks of one sequence. ``num_tokens`` of them are computed; ``chain[i]`` names i blocks.
+
+    ``chain[0]`` is the salt that keeps tenants apart.
+    """
+
+    chain: list[bytes]
+    blocks: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Hits:
+    """Prompt tokens that were asked for, and where they were found."""
+
+    queried: int = 0
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+class KvCache:
+    """Opens, grows and closes tables. One thread calls it."""
+
+    def __init__(
+        self, num_blocks: int, block_tokens: int, memory: Memory, tiers: Tiers | None = None
+    ) -> None:
+        self.block_tokens = block_tokens
+        self.hits = Hits()
+        self.manager = BlockManager(num_blocks, self._on_evict)
+        self._memory = memory
+        self._tiers = tiers
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that tables can still get."""
+        return self.manager.num_available
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold so many tokens."""
+        return -(-num_tokens // self.block_tokens)
+
+    def open(self, table: Table, ids: Sequence[int]) -> int:
+        """Give an empty table the longest known beginning of ``ids``; return its length.
+
+        The last token is never among it: somebody has to compute what follows.
+        """
+        known = ids[: len(ids) - 1]
+        self.hits.queried += len(known)
+        self._share_full(table, known)
+        self._share_tail(table, known)
+        return table.num_tokens
+
+    def lookup(self, table: Table, ids: Sequence[int]) -> int:
+        """Return how much of ``ids`` is known in any tier, in whole blocks; may be called anywhere.
+
+        Only a guess: from another thread, the answer may be old before it is there.
+        """
+        number = 0
+        while (number + 1) * self.block_tokens < len(ids):
+            content = self._content(table, ids, number)
+            if self.manager.find(content) is None and not self._is_below(content.key):
+                break
+            number += 1
+        return number * self.block_tokens
+
+    def grow(self, table: Table, length: int) -> bool:
+        """Get blocks for ``length`` tokens; False when there are not enough."""
+        while len(table.blocks) * self.block_tokens < length:
+            block = self.manager.allocate()
+            if block is None:
+                return False
+            table.blocks.append(block)
+        return True
+
+    def advance(self, table: Table, ids: Sequence[int], num_tokens: int) -> None:
+        """Say that the first ``num_tokens`` of ``ids`` are computed; full blocks can be shared."""
+        first = table.num_tokens // self.block_tokens
+        table.num_tokens = num_tokens
+        for number in range(first, num_tokens // self.block_tokens):
+            self.manager.commit(table.blocks[number], self._content(table, ids, number))
+
+    def share_tail(self, table: Table, ids: Sequence[int]) -> None:
+        """Let others find the last, partial block too."""
+        number, length = divmod(table.num_tokens, self.block_tokens)
+        if length:
+            content = self._content(table, ids[: table.num_tokens], number)
+            self.manager.commit(table.blocks[number], content)
+
+    def close(self, table: Table, ids: Sequence[int], *, keep: bool = True) -> None:
+        """Give all blocks back; what was computed of ``ids`` is kept as long as there is room.
+
+        Without ``keep`` nobody gets to see what only this table held.
+        """
+        if keep:
+            self.share_tail(table, ids)
+        # The tail first: of what is cached, it is evicted before what it depends on.
+        for block in reversed(table.blocks):
+            if not keep and self.manager.is_sole(block):
+                self.manager.drop(block)
+            self.manager.release(block)
+        table.blocks, table.num_tokens = [], 0
+
+    def save(self, table: Table, ids: Sequence[int]) -> None:
+        """Write the table's full blocks through to the disk, where there is one."""
+        if self._tiers is None:
+            return
+        for number in reversed(range(table.num_tokens // self.block_tokens)):
+            content = self._content(table, ids, number)
+            if not self._tiers.save_again(content.key):
+                self._tiers.save(self._stored(table.blocks[number], content))
+
+    def forget(self, table: Table) -> None:
+        """Drop the blocks that the table names from every tier, where no sequence holds them."""
+        keys = table.chain[1:]
+        for key in keys:
+            block = self.manager.find_key(key)
+            if block is not None:
+                self.manager.drop(block)
+        if self._tiers is not None:
+            self._tiers.forget(keys)
+
+    def offload(self) -> None:
+        """Hand everything that is only cached to the tiers below: the device goes away."""
+        if self._tiers is not None:
+            for block, content in reversed(self.manager.cached()):
+                self._tiers.offer(self._stored(block, content))
+
+    def _share_full(self, table: Table, ids: Sequence[int]) -> None:
+        for number in range(len(ids) // self.block_tokens):
+            content = self._content(table, ids, number)
+            block = self.manager.find(content)
+            if block is not None:
+                self.manager.hold(block)
+                self.hits.device += self.block_tokens
+            else:
+                block = self._load(content)
+            if block is None:
+                return
+            table.blocks.append(block)
+            table.num_tokens += self.block_tokens
+
+    def _share_tail(self, table: Table, ids: Sequence[int]) -> None:
+        number = len(table.blocks)
+        rest = tuple(ids[table.num_tokens : table.num_tokens + self.block_tokens])
+        if not rest:
+            return
+        parent = self._key(table, ids, number)
+        source, length = self._best_child(parent, rest)
+        if source is not None:
+            block = self._take_tail(source, length)
+            self.hits.device += length if block is not None else 0
+        else:
+            block, length = self._load_tail(parent, rest)
+        if block is not None:
+            table.blocks.append(block)
+            table.num_tokens += length
+
+    def _best_child(self, parent: bytes, rest: tuple[int, ...]) -> tuple[int | None, int]:
+        best, best_len = None, 0
+        for block, content in islice(self.manager.children(parent), _MAX_CHILDREN):
+            length = _common_len(content.ids, rest)
+            if length > best_len:
+                best, best_len = block, length
+        return best, best_len
+
+    def _take_tail(self, source: int, length: int) -> int | None:
+        """Return a block of the caller's own that starts with ``length`` tokens of ``source``."""
+        content = self.manager.content(source)
+        assert content is not None
+        is_whole = length == len(content.ids) < self.block_tokens
+        if is_whole and self.manager.adopt(source):
+            return source
+        self.manager.hold(source)  # or ``allocate`` could evict it
+        block = self.manager.allocate()
+        if block is not None:
+            self._memory.copy(source, block)
+        self.manager.release(source)
+        return block
+
+    def _load(self, content: Content) -> int | None:
+        """Return a block that a lower tier filled, or ``None``."""
+        if not self._is_below(content.key):
+            return None
+        assert self._tiers is not None
+        taken = self._tiers.take(content.key, content.parent, content.ids)
+        block = self.manager.allocate() if taken is not None else None
+        if taken is None or block is None:
+            return None
+        self._memory.write(block, taken.block.data)
+        if len(content.ids) == self.block_tokens:
+            self.manager.commit(block, content)
+        if taken.tier == "host":
+            self.hits.host += len(content.ids)
+        else:
+            self.hits.disk += len(content.ids)
+        return block
+
+    def _load_tail(self, parent: bytes, rest: tuple[int, ...]) -> tuple[int | None, int]:
+        if self._tiers is None or self._tiers.is_empty:
+            return None, 0
+        for length in range(min(len(rest), self.block_tokens - 1), 0, -1):
+            ids = rest[:length]
+            block = self._load(Content(extend(parent, ids), parent, ids))
+            if block is not None:
+                return block, length
+        return None, 0
+
+    def _is_below(self, key: bytes) -> bool:
+        return self._tiers is not None and self._tiers.holds(key)
+
+    def _on_evict(self, block: int, content: Content) -> None:
+        if self._tiers is not None:
+            self._tiers.offer(self._stored(block, content))
+
+    def _stored(self, block: int, content: Content) -> StoredBlock:
+        return StoredBlock(content.key, content.parent, content.ids, self._memory.read(block))
+
+    def _content(self, table: Table, ids: Sequence[int], number: int) -> Content:
+        first = number * self.block_tokens
+        block_ids = tuple(ids[first : first + self.block_tokens])
+        parent = self._key(table, ids, number)
+        if len(block_ids) < self.block_tokens:
+            return Content(extend(parent, block_ids), parent, block_ids)
+        return Content(self._key(table, ids, number + 1), parent, block_ids)
+
+    def _key(self, table: Table, ids: Sequence[int], number: int) -> bytes:
+        """Return the name of the first ``number`` full blocks of ``ids``."""
+        while len(table.chain) <= number:
+            first = (len(table.chain) - 1) * self.block_tokens
+            table.chain.append(extend(table.chain[-1], ids[first : first + self.block_tokens]))
+        return table.chain[number]
+
+
+def _common_len(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(bool, map(eq, one, other)))
