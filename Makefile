@@ -4,7 +4,7 @@
 #   make up       the same stack, until Ctrl-C
 #   make test     lint, types, import contracts, all tests against a real Valkey
 #   make check    lint, types, import contracts
-#   make bench    the benchmarks of bench/README.md
+#   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
 #   make install  .venv in the checkout
 
 PYTHON ?= python3

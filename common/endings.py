@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from common.emitted import emitted
+from common.emitted import num_emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
 from common.job_store import JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
@@ -23,7 +23,7 @@ Choose = Callable[[Snapshot], Ended | None]
 
 def usage_so_far(events: Sequence[Event]) -> Usage:
     """Return what the log knows of a job's tokens; only its worker knows the prompt's."""
-    return Usage(completion_tokens=len(emitted(events).ids))
+    return Usage(completion_tokens=num_emitted(events))
 
 
 def cancelled(snapshot: Snapshot) -> Cancelled:

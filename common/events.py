@@ -98,7 +98,7 @@ class Timings(msgspec.Struct, frozen=True):
     ``queue_s``: accepted → first started (Redis's clock). The others are of the last attempt:
     ``prefill_s``: the forward passes over the prompt. ``first_token_s``: started → first new token.
     ``decode_s``: first → last new token. So TTFT is ``queue_s + first_token_s`` where there was one
-    attempt, and TPOT is ``decode_s / (new tokens - 1)``.
+    attempt, and TPOT of a single answer is ``decode_s / (new tokens - 1)``.
     """
 
     queue_s: float = 0.0

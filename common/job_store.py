@@ -88,6 +88,8 @@ class JobRecord:
     deadline_ms: int
     retention_ms: int
     result: bytes | None
+    base: bytes = b""
+    """The stored sequence that the job builds on (packed token IDs), from first start to end."""
 
     @property
     def is_ended(self) -> bool:
@@ -148,11 +150,12 @@ class JobStore:
         )
 
     async def start(
-        self, record: JobRecord, worker_id: str, started: Event
+        self, record: JobRecord, worker_id: str, started: Event, base: bytes = b""
     ) -> tuple[Outcome, int, float]:
         """Take the job as it was read; returns the outcome, the new epoch and the queue time (s).
 
-        ``STALE`` means that the job changed since it was read.
+        ``STALE`` means that the job changed since it was read. A ``base`` is kept in the record, so
+        that every later start builds on the same one.
         """
         keys = self._keys.job(record.id)
         args: list[Argument] = [
@@ -161,6 +164,7 @@ class JobStore:
             record.epoch,
             record.next,
             encode_event(started),
+            base,
         ]
         reply = await _START.run(self._redis, [keys.record, keys.log], args)
         outcome = Outcome(reply[0].decode())
@@ -315,4 +319,5 @@ def _record(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
         deadline_ms=number(b"deadline_ms"),
         retention_ms=number(b"retention_ms"),
         result=fields.get(b"result"),
+        base=fields.get(b"base", b""),
     )

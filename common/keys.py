@@ -3,27 +3,30 @@
 ``{…}`` is the cluster's hash tag: no script touches two tags. ``JOB``, ``MODEL``, ``TENANT`` and
 ``WORKER`` are names that passed :func:`common.names.is_name`, so no key can be forged.
 
-==============================  ========  ====================================  ==================
-key                             type      what                                  lives
-==============================  ========  ====================================  ==================
-``{j:JOB}:job``                 hash      the job record                        deadline+retention
-``{j:JOB}:log``                 stream    the events, entry ``0-(n+1)``         same
-``{j:JOB}:live``                channel   the doorbell                          -
-``{m:MODEL}:lane:PRIO:TENANT``  stream    job IDs, group ``workers``            until it is empty
-``{m:MODEL}:lane:orphans``      stream    job IDs that lost their worker        until it is empty
-``{m:MODEL}:lanes``             set       the suffixes of the lanes that exist  until it is empty
-``{m:MODEL}:ring:PRIO``         zset      tenants with waiting work, by turn    until it is empty
-``{m:MODEL}:jobs``              zset      unfinished jobs by deadline (ms)      until it is empty
-``{m:MODEL}:workers``           zset      workers by lease deadline (ms)        until it is empty
-``{m:MODEL}:sweeper``           string    who sweeps now                        its lease
-``{m:MODEL}:bell``              channel   "there is work"                       -
-``worker:WORKER``               hash      what the worker says of itself        lease
-``worker:WORKER:ctl``           channel   cancel this job, now                  -
-``models``                      zset      models by last lease deadline (ms)    one day
-``jobs:TENANT``                 zset      a tenant's jobs by creation (ms)      deadline+retention
-``secret``                      string    key of the Idempotency-Key hash       for ever
-``probe:GATEWAY``               channel   the relay's own liveness probe        -
-==============================  ========  ====================================  ==================
+================================  =======  =====================================  ==================
+key                               type     what                                   lives
+================================  =======  =====================================  ==================
+``{j:JOB}:job``                   hash     the job record                         deadline+retention
+``{j:JOB}:log``                   stream   the events, entry ``0-(n+1)``          same
+``{j:JOB}:live``                  channel  the doorbell                           -
+``{m:MODEL}:lane:PRIO:TENANT``    stream   job IDs, group ``workers``             until it is empty
+``{m:MODEL}:lane:worker:WORKER``  stream   job IDs that this worker should take   until it is empty
+``{m:MODEL}:lane:orphans``        stream   job IDs that lost their worker         until it is empty
+``{m:MODEL}:lanes``               set      the suffixes of the lanes that exist   until it is empty
+``{m:MODEL}:ring:PRIO``           zset     tenants with waiting work, by turn     until it is empty
+``{m:MODEL}:affinity``            zset     workers with such a lane, by steal_at  until it is empty
+``{m:MODEL}:jobs``                zset     unfinished jobs by deadline (ms)       until it is empty
+``{m:MODEL}:workers``             zset     workers by lease deadline (ms)         until it is empty
+``{m:MODEL}:sweeper``             string   who sweeps now                         its lease
+``{m:MODEL}:bell``                channel  "there is work"                        -
+``{m:MODEL}:prompt:TENANT:PID``   hash     what a prompt ID stands for            prompt_ttl_s
+``worker:WORKER``                 hash     what the worker says of itself         lease
+``worker:WORKER:ctl``             channel  cancel this job, now                   -
+``models``                        zset     models by last lease deadline (ms)     one day
+``jobs:TENANT``                   zset     a tenant's jobs by creation (ms)       deadline+retention
+``secret``                        string   key of the Idempotency-Key hash        for ever
+``probe:GATEWAY``                 channel  the relay's own liveness probe         -
+================================  =======  =====================================  ==================
 """
 
 from dataclasses import dataclass
@@ -32,6 +35,20 @@ from common.jobs import Priority
 
 GROUP = "workers"
 ORPHANS = "orphans"
+
+
+def scoped(tenant: str, name: str) -> str:
+    """Return ``tenant:name``, from which both can be told: names may have colons of their own.
+
+    No name has a ``%`` (``common.names.is_name``), so no other pair gives the same text.
+    """
+    return f"{tenant.replace(':', '%3A')}:{name}"
+
+
+def unscoped(text: str) -> tuple[str, str]:
+    """Return the tenant and the name of ``scoped``."""
+    tenant, _, name = text.partition(":")
+    return tenant.replace("%3A", ":"), name
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +70,15 @@ class ModelKeys:
     workers: str
     sweeper: str
     bell: str
+    affinity: str
 
     def lane(self, suffix: str) -> str:
-        """Return the stream of a lane: ``orphans`` or ``PRIO:TENANT``."""
+        """Return the stream of a lane: ``orphans``, ``PRIO:TENANT`` or ``worker:WORKER``."""
         return f"{self.prefix}:lane:{suffix}"
+
+    def prompt(self, tenant: str, prompt_id: str) -> str:
+        """Return what is stored under a tenant's prompt ID."""
+        return f"{self.prefix}:prompt:{scoped(tenant, prompt_id)}"
 
     def ring(self, priority: Priority) -> str:
         """Return the ring of the tenants that wait at this priority."""
@@ -88,6 +110,7 @@ class Keys:
             workers=f"{tag}:workers",
             sweeper=f"{tag}:sweeper",
             bell=f"{tag}:bell",
+            affinity=f"{tag}:affinity",
         )
 
     def worker(self, worker_id: str) -> str:
@@ -95,7 +118,7 @@ class Keys:
         return f"{self.prefix}:worker:{worker_id}"
 
     def worker_ctl(self, worker_id: str) -> str:
-        """Return the channel on which a worker is told to cancel a job now."""
+        """Return the channel on which a worker is told to cancel a job or forget a prompt now."""
         return f"{self.prefix}:worker:{worker_id}:ctl"
 
     @property

@@ -13,6 +13,8 @@ from common.keys import ORPHANS, Keys
 from common.scripts import Argument, Script
 
 SWEEP_LIMIT = 100
+STEAL_LIMIT = 16
+"""How many other workers' lanes one look for late work sees, the longest overdue first."""
 
 _ENQUEUE = Script("enqueue")
 _CLAIM = Script("claim")
@@ -34,6 +36,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Affinity:
+    """Where a job would like to run: with this prompt ID's holder, after this long anywhere."""
+
+    prompt_id: str
+    patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LaneDepth:
     """One lane: what waits in it and what is being worked on."""
 
@@ -50,27 +60,48 @@ class Lanes:
         self._redis = redis
         self._keys = keys.model(model)
 
-    async def enqueue(self, job_id: str, tenant: str, priority: Priority, deadline_ms: int) -> bool:
-        """Put the job into its tenant's lane; False when it is there already."""
+    async def enqueue(
+        self,
+        job_id: str,
+        tenant: str,
+        priority: Priority,
+        deadline_ms: int,
+        affinity: Affinity | None = None,
+    ) -> bool:
+        """Put the job into its tenant's lane, or for a while into that of its prompt's holder.
+
+        False when it is there already.
+        """
         suffix = f"{priority}:{tenant}"
         keys = [
             self._keys.jobs,
             self._keys.lanes,
             self._keys.lane(suffix),
             self._keys.ring(priority),
+            self._keys.workers,
+            self._keys.affinity,
         ]
-        args: list[Argument] = [self._keys.bell, job_id, deadline_ms, suffix, tenant]
+        args: list[Argument] = [
+            self._keys.bell,
+            job_id,
+            deadline_ms,
+            suffix,
+            tenant,
+            self._keys.lane(""),
+        ]
+        if affinity is not None:
+            keys.append(self._keys.prompt(tenant, affinity.prompt_id))
+            args.append(round(affinity.patience_s * 1000))
         reply = await _ENQUEUE.run(self._redis, keys, args)
         return bool(reply == b"OK")
 
     async def claim(self, worker_id: str, count: int) -> list[Claim]:
         """Claim up to ``count`` (≥ 1) jobs; raises ``LeaseLapsed`` for a swept worker."""
         priorities = list(Priority)
-        keys = [self._keys.workers, self._keys.lane(ORPHANS)]
+        keys = [self._keys.workers, self._keys.affinity, self._keys.lane(ORPHANS)]
         keys += [self._keys.ring(priority) for priority in priorities]
-        reply = await _CLAIM.run(
-            self._redis, keys, [worker_id, count, self._keys.lane(""), *priorities]
-        )
+        args: list[Argument] = [worker_id, count, self._keys.lane(""), STEAL_LIMIT, *priorities]
+        reply = await _CLAIM.run(self._redis, keys, args)
         if reply[0] == b"LAPSED":
             raise LeaseLapsed(worker_id)
         return [

@@ -22,7 +22,7 @@ def document(version: str) -> dict[str, Any]:
     by_type = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for door in DOORS:
-        operations = paths.setdefault(door.path, {})
+        operations = paths.setdefault(template(door.path), {})
         operations[door.method.lower()] = _operation(door, by_type)
     return {
         "openapi": "3.1.0",
@@ -35,6 +35,11 @@ def document(version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": components},
     }
+
+
+def template(path: str) -> str:
+    """Return the path as OpenAPI writes it: the router marks names with slashes by ``:path``."""
+    return path.replace(":path}", "}")
 
 
 def _types() -> list[Any]:
@@ -66,7 +71,7 @@ def _operation(door: Door, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]
 
 def _answer(answer: type | str | None, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     if answer is None:
-        return {"description": "Nothing follows: you have the terminal event."}
+        return {"description": "There is nothing more to say."}
     if answer == EVENT_STREAM:
         content = {EVENT_STREAM: {"schema": {"type": "string"}, "x-item-schema": schemas[Event]}}
         return {"description": _EVENT_NOTE, "content": content}
@@ -78,7 +83,7 @@ def _answer(answer: type | str | None, schemas: dict[Any, dict[str, Any]]) -> di
 def _parameters(door: Door) -> list[dict[str, Any]]:
     in_path = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
-        for part in door.path.split("/")
+        for part in template(door.path).split("/")
         if part.startswith("{")
     ]
     return in_path + [

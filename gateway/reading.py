@@ -13,6 +13,7 @@ from gateway.schemas import JobRequest
 T = TypeVar("T")
 
 MAX_KEY_LEN = 255
+_PROMPTS = ("prompt", "messages", "append")
 
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -47,19 +48,63 @@ def decode_json(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 def check_job_request(job: JobRequest) -> None:
     """Check what the types cannot say; raises ``Problem``."""
-    if (job.prompt is None) == (job.messages is None):
-        raise bad_request("invalid-request", "Give exactly one of `prompt` and `messages`.")
-    has_text = job.prompt or any(message.content for message in job.messages or ())
-    if not has_text:
-        raise bad_request("invalid-request", "The prompt is empty; give it some text.")
+    for check in (_check_prompt, _check_stored, _check_lengths, _check_names):
+        detail = check(job)
+        if detail is not None:
+            raise bad_request("invalid-request", detail)
+
+
+def _check_prompt(job: JobRequest) -> str | None:
+    given = [f"`{name}`" for name in _PROMPTS if getattr(job, name) is not None]
+    if len(given) > 1:
+        return f"Give one of `prompt`, `messages` and `append`, not {' and '.join(given)}."
+    if not given and job.prompt_id is None:
+        return "Give a `prompt` or `messages`, or the `prompt_id` of what is to be continued."
+    if given and not _has_text(job):
+        return f"The prompt is empty; give {given[0]} some text."
+    return None
+
+
+def _has_text(job: JobRequest) -> bool:
+    for said in (job.prompt, job.messages, job.append):
+        if isinstance(said, str) and said:
+            return True
+        if isinstance(said, tuple) and any(message.content for message in said):
+            return True
+    return False
+
+
+def _check_stored(job: JobRequest) -> str | None:
+    if job.prompt_id is None:
+        for name in ("append", "if_version"):
+            if getattr(job, name) is not None:
+                return f"`{name}` needs a `prompt_id`: it speaks of what is stored under that."
+    elif job.n > 1:
+        return (
+            f"`n` is {job.n}, but one answer is stored under a `prompt_id`; "
+            "set `n` to 1 or leave `prompt_id` out."
+        )
+    return None
+
+
+def _check_lengths(job: JobRequest) -> str | None:
+    if job.min_tokens > job.max_tokens:
+        return (
+            f"`min_tokens` ({job.min_tokens}) is above `max_tokens` ({job.max_tokens}); "
+            "lower it or raise `max_tokens`."
+        )
+    return None
+
+
+def _check_names(job: JobRequest) -> str | None:
     for field in ("model", "prompt_id"):
         name = getattr(job, field)
         if name is not None and not is_name(name):
-            detail = (
+            return (
                 f"`{field}` may have letters, digits and . _ / : @ + - only, "
                 f"start with a letter or digit, and be {MAX_NAME_LEN} characters at most."
             )
-            raise bad_request("invalid-request", detail)
+    return None
 
 
 def read_job_id(text: str) -> str:

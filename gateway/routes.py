@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import events, fleet, jobs, listing, schemas
+from gateway import events, fleet, jobs, listing, prompts, schemas
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -62,6 +62,7 @@ _LIMIT = Parameter(
     "limit", "query", {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": 50},
     "Jobs per page.",
 )  # fmt: skip
+_MODEL = Parameter("model", "query", _STRING, "The prompt's model; without it the default model.")
 _CURSOR = Parameter("cursor", "query", _STRING, "`next_cursor` of the page before.")
 
 DOORS = (
@@ -76,6 +77,10 @@ DOORS = (
          {200: schemas.CancelledJob}, None, (), (404, 503)),
     Door("GET", "/v1/jobs/{job_id}/events", events.follow, "Follow a job's events",
          {200: EVENT_STREAM, 204: None}, None, (_AFTER, _LAST_EVENT_ID), (400, 404, 409, 503)),
+    Door("GET", "/v1/prompts/{prompt_id:path}", prompts.show_prompt, "Read a prompt ID",
+         {200: schemas.PromptView}, None, (_MODEL,), (404, 503)),
+    Door("DELETE", "/v1/prompts/{prompt_id:path}", prompts.forget_prompt, "Forget a prompt ID",
+         {204: None}, None, (_MODEL,), (404, 503)),
     Door("GET", "/v1/models", fleet.models, "List models", {200: schemas.ModelList},
          problems=(503,)),
     Door("GET", "/v1/workers", fleet.workers, "List live workers", {200: schemas.WorkerList},

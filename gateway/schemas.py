@@ -5,17 +5,19 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from common.events import ErrorInfo, Timings, Usage
+from common.events import ErrorInfo, Timings, TokenLogprob, Usage
 from common.jobs import MAX_TOKENS_LIMIT, FinishReason, JobState, Message, Priority
 from common.registry import WorkerInfo
 
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A job to run. Give exactly one of ``prompt`` and ``messages``."""
+    """A job to run. Give one of ``prompt`` and ``messages``, or build on a ``prompt_id``."""
 
     model: Annotated[
         str | None, Meta(description="Model to run; without it the default model.")
@@ -56,6 +58,50 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     stream: Annotated[
         bool, Meta(description="Answer with the event stream itself instead of 202.")
     ] = False
+    min_p: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Least probability, as a share of the likeliest; 0 is off."),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0, le=10, description="Against tokens that occurred; 1 is off.")
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, Meta(ge=-2, le=2, description="Against tokens of the answer, once each.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Meta(ge=-2, le=2, description="Against tokens of the answer, per occurrence.")
+    ] = 0.0
+    logit_bias: Annotated[
+        dict[TokenId, Bias],
+        Meta(max_length=1024, description="Added to the logits, by token ID."),
+    ] = {}
+    stop_token_ids: Annotated[
+        tuple[TokenId, ...],
+        Meta(max_length=64, description="Tokens that end the answer; they have no text."),
+    ] = ()
+    min_tokens: Annotated[
+        int, Meta(ge=0, le=MAX_TOKENS_LIMIT, description="Tokens before the answer may end.")
+    ] = 0
+    ignore_eos: Annotated[
+        bool, Meta(description="Go on where the model itself would end the answer.")
+    ] = False
+    n: Annotated[int, Meta(ge=1, le=16, description="Answers to make from the prompt.")] = 1
+    logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="Report the chosen tokens' probabilities, and so many alternatives."),
+    ] = None
+    echo: Annotated[bool, Meta(description="Put the prompt before the answer.")] = False
+    append: Annotated[
+        str | tuple[Message, ...] | None,
+        Meta(description="Text or messages to add to what is stored under `prompt_id`."),
+    ] = None
+    if_version: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="The version under `prompt_id` to build on; refused if it has moved on."),
+    ] = None
+    allow_reset: Annotated[
+        bool, Meta(description="Let an engine that cannot continue an answer begin it anew.")
+    ] = False
 
 
 class SubmittedJob(msgspec.Struct, frozen=True):
@@ -69,8 +115,23 @@ class SubmittedJob(msgspec.Struct, frozen=True):
     events_url: str
 
 
+class ChoiceView(msgspec.Struct, frozen=True):
+    """One answer of a job with several. ``logprobs`` is there where it was asked for."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    is_eos: bool | None
+    logprobs: list[TokenLogprob] | msgspec.UnsetType = msgspec.UNSET
+
+
 class JobView(msgspec.Struct, frozen=True):
-    """A job as it stands. ``text`` is the answer so far, or whole; lists leave it out."""
+    """A job as it stands. ``text`` is the answer so far, or whole; lists leave it out.
+
+    With ``echo`` it begins with the prompt. ``choices`` is there where ``n`` is above 1; ``text``
+    and ``logprobs`` are then the first answer's. ``prompt_version`` is the version that the job
+    made under its prompt ID.
+    """
 
     id: str
     status: JobState
@@ -90,6 +151,9 @@ class JobView(msgspec.Struct, frozen=True):
     metadata: dict[str, str]
     events_url: str
     text: str | msgspec.UnsetType = msgspec.UNSET
+    choices: list[ChoiceView] | msgspec.UnsetType = msgspec.UNSET
+    logprobs: list[TokenLogprob] | msgspec.UnsetType = msgspec.UNSET
+    prompt_version: int | None = None
 
 
 class JobList(msgspec.Struct, frozen=True):
@@ -133,6 +197,23 @@ class WorkerList(msgspec.Struct, frozen=True):
     """The live workers, by model and ID."""
 
     data: list[WorkerView]
+
+
+class PromptView(msgspec.Struct, frozen=True):
+    """What a prompt ID stands for: ``length`` tokens, at this ``version``.
+
+    ``worker`` holds their tensors in ``tier``; it is null when that worker is gone, which costs the
+    next job a prefill and nothing else.
+    """
+
+    id: str
+    model: str
+    version: int
+    length: int
+    worker: str | None
+    tier: str
+    updated_at: str
+    expires_at: str
 
 
 class Health(msgspec.Struct, frozen=True):

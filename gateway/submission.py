@@ -10,8 +10,10 @@ from common.errors import Problem
 from common.events import Accepted
 from common.job_store import NewJob, Submitted
 from common.jobs import ACTIVE, JobSpec, JobState, Sampling
-from common.lanes import Lanes
+from common.lanes import Affinity, Lanes
 from common.names import idempotent_job_id, random_job_id
+from gateway.model_choice import choose_model
+from gateway.prompts import check_stored
 from gateway.reading import check_job_request
 from gateway.schemas import JobRequest, SubmittedJob
 from gateway.services import Services
@@ -40,9 +42,11 @@ async def accept(
     job_id = random_job_id()
     if idempotency_key is not None:
         job_id = idempotent_job_id(await services.secret.get(), tenant, idempotency_key)
-    spec = _spec(request, await _choose_model(services, request.model), services)
+    spec = _spec(request, await choose_model(services, request.model), services)
     lanes = Lanes(services.redis, services.keys, spec.model)
-    await _admit(services, lanes, job_id if idempotency_key else None)
+    known_id = job_id if idempotency_key else None
+    await _admit(services, lanes, known_id)
+    await _check_stored(services, tenant, spec, known_id)
 
     new = NewJob(
         id=job_id,
@@ -60,27 +64,11 @@ async def accept(
         spec = await _stored_spec(services, job_id, spec)
     if submitted.state in ACTIVE:
         lanes = Lanes(services.redis, services.keys, spec.model)
-        await lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms)
+        affinity = _affinity(spec, services)
+        await lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms, affinity)
         await _index(services, tenant, job_id, submitted)
     services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     return Acceptance(_answer(job_id, spec.model, submitted), replayed=not submitted.created)
-
-
-async def _choose_model(services: Services, wanted: str | None) -> str:
-    default = services.settings.default_model
-    known = await services.registry.models()
-    if wanted is not None:
-        if wanted not in known and wanted != default:
-            names = ", ".join(sorted(known)[:10]) or "none yet"
-            detail = f"No worker serves the model {wanted!r}; known models: {names}."
-            raise Problem(404, "model-not-found", detail)
-        return wanted
-    if default:
-        return default
-    if not known:
-        detail = "No worker has registered a model yet; start one with `headrace worker`."
-        raise Problem(503, "no-model", detail, retry_after_s=5)
-    return max(known, key=lambda name: known[name])
 
 
 async def _admit(services: Services, lanes: Lanes, known_id: str | None) -> None:
@@ -94,30 +82,71 @@ async def _admit(services: Services, lanes: Lanes, known_id: str | None) -> None
     raise Problem(429, "too-many-jobs", detail, retry_after_s=5)
 
 
+async def _check_stored(
+    services: Services, tenant: str, spec: JobSpec, known_id: str | None
+) -> None:
+    try:
+        await check_stored(services, tenant, spec)
+    except Problem:
+        # The first request was in time: what it built on may have changed since, perhaps by it.
+        if known_id is None or await services.store.position(known_id) is None:
+            raise
+
+
+def _affinity(spec: JobSpec, services: Services) -> Affinity | None:
+    if spec.prompt_id is None:
+        return None
+    return Affinity(spec.prompt_id, services.settings.affinity_patience_s)
+
+
 def _spec(request: JobRequest, model: str, services: Services) -> JobSpec:
     longest = services.settings.max_deadline_s
     deadline_s = longest if request.deadline_s is None else request.deadline_s
     if deadline_s > longest:
         detail = f"`deadline_s` may be {longest:g} at most here, not {deadline_s:g}."
         raise Problem(400, "invalid-request", detail)
-    seed = secrets.randbits(63) if request.seed is None else request.seed
     return JobSpec(
         model=model,
         max_tokens=request.max_tokens,
         prompt=request.prompt,
         messages=request.messages,
-        sampling=Sampling(request.temperature, request.top_p, request.top_k, seed),
+        sampling=_sampling(request),
         stop=(request.stop,) if isinstance(request.stop, str) else request.stop,
         priority=request.priority,
         deadline_s=deadline_s,
         prompt_id=request.prompt_id,
         metadata=request.metadata,
+        append=request.append,
+        if_version=request.if_version,
+        stop_token_ids=request.stop_token_ids,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        n=request.n,
+        logprobs=request.logprobs,
+        echo=request.echo,
+        allow_reset=request.allow_reset,
+    )
+
+
+def _sampling(request: JobRequest) -> Sampling:
+    return Sampling(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
     )
 
 
 def _fingerprint(request: JobRequest) -> str:
     """Return what tells one payload from another; how the answer is delivered is no part of it."""
-    canonical = msgspec.json.encode(msgspec.structs.replace(request, stream=False), order="sorted")
+    payload = msgspec.structs.replace(request, stream=False)
+    # JSON's own keys are strings; only those can be sorted.
+    canonical = msgspec.json.encode(msgspec.to_builtins(payload, str_keys=True), order="sorted")
     return hashlib.sha256(canonical).hexdigest()
 
 

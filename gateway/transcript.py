@@ -8,8 +8,7 @@ import enum
 from collections.abc import Sequence
 
 from common.events import Event, Tokens, decode_event, is_terminal
-
-MAX_RUN = 1_024  # events in one merged one: clients refuse frames that are too large (httpx2: 1 MB)
+from common.runs import Run
 
 
 class Offer(enum.Enum):
@@ -50,27 +49,17 @@ def merged(events: Sequence[Event], start: int) -> list[tuple[int, Event]]:
     """Return (n, event) for a reader that lags: runs of ``tokens`` become one event each.
 
     ``events[0]`` has number ``start``. A merged event carries the number of its last part, so that
-    a reader that resumes after it misses nothing and gets nothing twice.
+    a reader that resumes after it misses nothing and gets nothing twice. That is also why answers
+    that take turns are not merged: an event says one answer's tokens.
     """
     if len(events) == 1:
         return [(start, events[0])]
-    frames: list[tuple[int, Event]] = []
-    run: list[Tokens] = []
+    frames: list[tuple[int, Event | Run]] = []
     for n, event in enumerate(events, start):
-        if run and (len(run) == MAX_RUN or not isinstance(event, Tokens)):
-            frames.append((n - 1, _joined(run)))
-            run = []
-        if isinstance(event, Tokens):
-            run.append(event)
-        else:
+        if not isinstance(event, Tokens):
             frames.append((n, event))
-    if run:
-        frames.append((start + len(events) - 1, _joined(run)))
-    return frames
-
-
-def _joined(run: list[Tokens]) -> Tokens:
-    if len(run) == 1:
-        return run[0]
-    ids = tuple(token for part in run for token in part.ids)
-    return Tokens(run[0].index, ids, "".join(part.text for part in run))
+        elif frames and isinstance(frames[-1][1], Run) and frames[-1][1].add(event):
+            frames[-1] = (n, frames[-1][1])
+        else:
+            frames.append((n, Run(event)))
+    return [(n, part.joined() if isinstance(part, Run) else part) for n, part in frames]

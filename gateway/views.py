@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from common.emitted import emitted
 from common.endings import usage_so_far
 from common.events import Ended, Usage, decode_event, is_terminal
 from common.job_store import JobRecord, Snapshot
 from common.registry import LiveWorker
+from gateway.answers import choice_views
 from gateway.schemas import JobView, WorkerView
 
 
@@ -29,20 +29,23 @@ def rfc3339(milliseconds: int) -> str:
 
 
 def job_view(snapshot: Snapshot) -> JobView:
-    """Return a job with its text."""
-    return _view(
-        snapshot.record,
-        usage=usage_so_far(snapshot.events),
-        text=emitted(snapshot.events).text,
+    """Return a job with its answers."""
+    record, events = snapshot.record, snapshot.events
+    choices = choice_views(record.spec, events, _end(record))
+    return msgspec.structs.replace(
+        _view(record, usage=usage_so_far(events)),
+        text=choices[0].text,
+        logprobs=choices[0].logprobs,
+        choices=choices if len(choices) > 1 else msgspec.UNSET,
     )
 
 
 def job_summary(record: JobRecord) -> JobView:
-    """Return a job for a list: without its text."""
+    """Return a job for a list: without its answers."""
     return _view(record)
 
 
-def _view(record: JobRecord, *, usage: Usage | None = None, text: str | None = None) -> JobView:
+def _view(record: JobRecord, *, usage: Usage | None = None) -> JobView:
     end = _end(record)
     return JobView(
         id=record.id,
@@ -62,7 +65,7 @@ def _view(record: JobRecord, *, usage: Usage | None = None, text: str | None = N
         error=end.error if end else None,
         metadata=record.spec.metadata,
         events_url=events_url(record.id),
-        **({} if text is None else {"text": text}),
+        prompt_version=(end.prompt_version or None) if end else None,
     )
 
 

@@ -5,9 +5,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from common.events import Completed, Ended, Event, Reset, Retrying, Started, Tokens
+from common.jobs import FinishReason
 from headrace.client import Client
 from headrace.errors import JobNotCompleted, StreamCut
-from headrace.terminal import note, write
+from headrace.printing import AnswerPrinter
+from headrace.terminal import note
 
 
 @dataclass(slots=True)
@@ -16,21 +18,27 @@ class Measured:
 
     began: float
     first_text_s: float | None = None
-    num_new: int = 0  # tokens of the last attempt
-    ends_in_line: bool = True  # nothing or a line break was printed last
+    num_new: int = 0  # tokens of the first answer in the last attempt
 
 
 async def print_answer(
-    client: Client, job_id: str, *, after: int = -1, began: float | None = None
+    client: Client,
+    job_id: str,
+    printer: AnswerPrinter | None = None,
+    *,
+    after: int = -1,
+    began: float | None = None,
 ) -> tuple[Ended, Measured]:
     """Print the answer's text as it comes; returns the job's end and what was measured."""
+    printer = printer or AnswerPrinter()
     measured = Measured(time.monotonic() if began is None else began)
     async with aclosing(client.follow(job_id, after=after, notice=note)) as events:
         async for _, event in events:
             if isinstance(event, Ended):
-                _end_line(measured)
+                printer.finish()
                 return event, measured
-            _print(event, measured)
+            _measure(event, measured)
+            _print(event, printer)
     raise StreamCut(job_id, after, "nothing comes after it")
 
 
@@ -58,27 +66,37 @@ def statistics(end: Ended, measured: Measured) -> str:
     return ", ".join(parts)
 
 
-def _print(event: Event, measured: Measured) -> None:
+def cut(end: Ended) -> str:
+    """Return one line about answers that ``max_tokens`` has cut, empty where there are none."""
+    reasons = {choice.choice: choice.finish_reason for choice in end.choices}
+    numbers = [str(n + 1) for n, reason in reasons.items() if reason is FinishReason.LENGTH]
+    if numbers:
+        return f"[cut: answer {', '.join(numbers)}; --max-tokens allows more]"
+    if not reasons and end.finish_reason is FinishReason.LENGTH:
+        return f"[cut at {end.usage.completion_tokens} tokens; --max-tokens allows more]"
+    return ""
+
+
+def _measure(event: Event, measured: Measured) -> None:
     match event:
         case Started():
             measured.num_new = 0
-        case Tokens(ids=ids, text=text):
-            measured.num_new += len(ids)
-            if text and measured.first_text_s is None:
+        case Tokens(choice=0, echo=False):
+            measured.num_new += len(event.ids)
+            if event.text and measured.first_text_s is None:
                 measured.first_text_s = time.monotonic() - measured.began
-            if text:
-                write(text)
-                measured.ends_in_line = text.endswith("\n")
-        case Retrying(reason=reason):
-            note(f"[{reason}: waiting for another worker]")
-        case Reset(reason=reason):
-            _end_line(measured)
-            note(f"[{reason}: the answer starts again]")
         case _:
             pass
 
 
-def _end_line(measured: Measured) -> None:
-    if not measured.ends_in_line:
-        write("\n")
-        measured.ends_in_line = True
+def _print(event: Event, printer: AnswerPrinter) -> None:
+    match event:
+        case Tokens():
+            printer.take(event)
+        case Retrying(reason=reason):
+            note(f"[{reason}: waiting for another worker]")
+        case Reset(reason=reason):
+            printer.reset()
+            note(f"[{reason}: the answer starts again]")
+        case _:
+            pass

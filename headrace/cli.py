@@ -25,6 +25,7 @@ COMMANDS = {
     "follow": ("answers", "Print the answer of a job from its start."),
     "cancel": ("answers", "Cancel a job."),
     "jobs": ("listings", "List the jobs, the newest first."),
+    "prompts": ("prompts", "Show or forget what a prompt ID stands for."),
     "ps": ("listings", "List the workers that live."),
     "doctor": ("doctor", "Check Redis, the gateway, the workers and this machine."),
     "config": ("config", "Show the settings."),

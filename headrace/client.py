@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -28,6 +29,7 @@ from headrace.views import (
     JobPage,
     JobRequest,
     Models,
+    Prompt,
     Readiness,
     Submitted,
     Worker,
@@ -115,6 +117,17 @@ class Client:
         """Ask for the job's end; its events tell when it is reached."""
         return _read(await self._send("DELETE", f"/v1/jobs/{job_id}"), Cancellation)
 
+    async def prompt(self, prompt_id: str, *, model: str = "") -> Prompt:
+        """Return what is stored under the prompt ID, of the default model where none is named."""
+        return _read(await self._get(_prompt_path(prompt_id), _of_model(model)), Prompt)
+
+    async def forget_prompt(self, prompt_id: str, *, model: str = "") -> None:
+        """Forget what is stored under the prompt ID."""
+        path = _prompt_path(prompt_id)
+        response = await self._send("DELETE", path, params=_of_model(model))
+        if not response.is_success:
+            raise problem_of(response)
+
     async def workers(self) -> tuple[Worker, ...]:
         """Return the workers that live."""
         return _read(await self._get("/v1/workers"), Workers).data
@@ -154,6 +167,14 @@ class Client:
             return await self._http.request(method, path, **options)
         except httpx2.HTTPError as error:
             raise Unreachable(self.url, _reason(error)) from error
+
+
+def _prompt_path(prompt_id: str) -> str:
+    return "/v1/prompts/" + quote(prompt_id, safe="")
+
+
+def _of_model(model: str) -> dict[str, str]:
+    return {"model": model} if model else {}
 
 
 def _read(response: httpx2.Response, view: type[View]) -> View:

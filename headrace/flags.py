@@ -56,12 +56,19 @@ _Model = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Model name, directory, GGUF file or Hugging Face ID."),
 ]
-_Engine = Annotated[Literal["local", "fake"] | None, typer.Option(help="What makes the tokens.")]
+_Engine = Annotated[
+    Literal["local", "remote", "vllm", "fake"] | None, typer.Option(help="What makes the tokens.")
+]
+# Its key is HEADRACE_UPSTREAM_KEY: a command line can be read by everybody on the machine.
+_Upstream = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Remote engine: base URL of an OpenAI-compatible API."),
+]
 _Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")
 ]
 _Capacity = Annotated[
-    int | None, typer.Option(metavar="N", help="Jobs a worker runs at once. [default: 4]")
+    int | None, typer.Option(metavar="N", help="Jobs a worker runs at once. [default: 32]")
 ]
 _DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Data and logs of the local stack.")
@@ -94,6 +101,7 @@ class WorkerFlags:
     redis: _Redis = None
     model: _Model = None
     engine: _Engine = None
+    upstream: _Upstream = None
     device: _Device = None
     capacity: _Capacity = None
     log_level: _LogLevel = None
@@ -111,6 +119,7 @@ class StackFlags:
     workers: _Workers = None
     model: _Model = None
     engine: _Engine = None
+    upstream: _Upstream = None
     device: _Device = None
     capacity: _Capacity = None
     log_level: _LogLevel = None

@@ -59,6 +59,15 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f}s"
 
 
+def size(num_bytes: int) -> str:
+    """Return a number of bytes in at most four characters and a unit: ``0``, ``512K``, ``1.5G``."""
+    for unit, length in (("G", 1024**3), ("M", 1024**2), ("K", 1024)):
+        if num_bytes >= length:
+            value = num_bytes / length
+            return f"{value:.1f}{unit}" if value < 10 else f"{value:.0f}{unit}"
+    return str(num_bytes)
+
+
 @contextmanager
 def progress(first: str) -> Iterator[Show]:
     """Show what takes time: a spinner on a terminal, a line now and then elsewhere."""

@@ -4,14 +4,18 @@ from datetime import datetime
 
 import msgspec
 
-from common.events import ErrorInfo, Timings, Usage
+from common.events import ErrorInfo, Timings, TokenLogprob, Usage
 from common.jobs import JobState, Message, Priority
 
 READY = "ready"
 
 
 class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job to submit: ``prompt`` or ``messages``; what is left out is the gateway's default."""
+    """A job to submit; what is left out is the gateway's default.
+
+    ``prompt`` or ``messages`` is the question. Under a ``prompt_id``, ``append`` adds to what is
+    stored there, and without any of them it is continued where it stopped.
+    """
 
     model: str | None = None
     prompt: str | None = None
@@ -26,6 +30,20 @@ class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_s: float | None = None
     prompt_id: str | None = None
     metadata: dict[str, str] = {}
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    n: int | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    append: str | tuple[Message, ...] | None = None
+    if_version: int | None = None
+    allow_reset: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -37,8 +55,18 @@ class Submitted(msgspec.Struct, frozen=True):
     created_at: datetime | None = None
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """One answer of a job with several."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    is_eos: bool | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
 class Job(msgspec.Struct, frozen=True):
-    """A job as it stands."""
+    """A job as it stands. With several answers, ``choices`` has them and ``text`` is the first."""
 
     id: str
     status: JobState
@@ -56,6 +84,9 @@ class Job(msgspec.Struct, frozen=True):
     finished_at: datetime | None = None
     priority: Priority = Priority.NORMAL
     metadata: dict[str, str] = {}
+    choices: tuple[Choice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_version: int | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -81,6 +112,37 @@ class Cancellation(msgspec.Struct, frozen=True):
         return f"{self.id}: cancel asked for while it runs"
 
 
+class Prompt(msgspec.Struct, frozen=True):
+    """What a prompt ID stands for. ``worker`` holds its tensors, where it still lives."""
+
+    id: str
+    model: str
+    version: int
+    length: int
+    worker: str | None = None
+    tier: str = ""
+    updated_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class KvCache(msgspec.Struct, frozen=True):
+    """The KV cache of a worker; sizes are bytes. Cached blocks can be had back, used ones not."""
+
+    blocks: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """How much of the prompts was found in the cache, 0…1."""
+        return self.hit_tokens / self.query_tokens if self.query_tokens else 0.0
+
+
 class Worker(msgspec.Struct, frozen=True):
     """A live worker. Its last sign of life is ``lease_age_s`` seconds old."""
 
@@ -98,6 +160,7 @@ class Worker(msgspec.Struct, frozen=True):
     context_len: int = 0
     tokens_per_s: float = 0.0
     lease_age_s: float = 0.0
+    kv: KvCache | None = None
 
 
 class Workers(msgspec.Struct, frozen=True):

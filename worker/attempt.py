@@ -1,11 +1,14 @@
 """One attempt at a job: engine outputs become numbered events. Pure, no I/O."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from common.emitted import NOTHING, emitted_choices
 from common.events import (
     Cancelled,
+    ChoiceEnd,
     Completed,
     Ended,
     ErrorInfo,
@@ -14,7 +17,6 @@ from common.events import (
     Failed,
     Reset,
     Timings,
-    Tokens,
     Usage,
     encode_event,
 )
@@ -22,6 +24,7 @@ from common.job_store import Snapshot
 from common.jobs import FinishReason
 from common.lanes import Claim
 from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused, Request
+from worker.pending import Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Grant:
     number: int
     queue_s: float
     worker_id: str
+    base: tuple[int, ...] = ()  # the stored sequence that the job builds on
 
     @property
     def request_id(self) -> str:
@@ -59,15 +63,15 @@ class AttemptLog:
             record.spec,
             emitted_choices(grant.snapshot.events, record.spec.n),
             record.tenant,
+            grant.base,
         )
+        self.sequence: tuple[int, ...] = ()  # what the engine left behind, set with the end
         self.expire = False  # the deadline passed: the engine was cancelled for that
         self.appended_at = time.monotonic()  # when Redis was last asked about the job
         self._started_at = time.monotonic()
         self._first_token_at = 0.0
         self._last_token_at = 0.0
-        self._index = len(self.request.emitted[0].ids)
-        self._ids: list[int] = []  # of the next event
-        self._text: list[str] = []
+        self._pending = Pending(self.request.emitted)  # what the next events will say
         self._prefilled = Prefilled(0, 0, 0.0)
 
     @property
@@ -78,12 +82,13 @@ class AttemptLog:
     @property
     def is_first_token(self) -> bool:
         """Tell whether the first new token waits to be sent: it is worth a flush of its own."""
-        return bool(self._ids) and self._first_token_at == self._last_token_at
+        is_first = 0 < self._first_token_at == self._last_token_at
+        return is_first and bool(self._pending)
 
     @property
     def is_sent(self) -> bool:
         """Tell whether Redis has every event but the end."""
-        return not self._ids and not self._text and self.confirmed >= len(self.payloads)
+        return not self._pending and self.confirmed >= len(self.payloads)
 
     def take(self, output: Output) -> None:
         """Accept an engine's output; an end is kept until everything before it is confirmed."""
@@ -96,67 +101,67 @@ class AttemptLog:
                 self._take_delta(output)
             case Finished():
                 self.end = self._ended(output)
+                self.sequence = output.sequence
             case Refused():
-                self.end = self._build_end(
-                    Failed, FinishReason.ERROR, error=ErrorInfo(output.type, output.detail)
-                )
+                error = ErrorInfo(output.type, output.detail)
+                self.end = self._build_end(Failed, Finished(FinishReason.ERROR), error)
 
     def restart(self, reason: str) -> None:
         """Begin the answer anew, and tell its readers: the engine cannot continue the old one."""
         self.payloads.append(encode_event(Reset(reason)))
         old = self.request
         nothing = (NOTHING,) * old.spec.n
-        self.request = Request(f"{old.id}:anew", old.spec, nothing, old.tenant, old.base)
-        self._index = 0
+        self.request = replace(old, id=f"{old.id}:anew", emitted=nothing)
+        self._pending = Pending(nothing)
 
     def unsent(self) -> tuple[bytes, ...]:
-        """Return the payloads from ``confirmed`` on; what is pending becomes one event."""
-        if self._ids or self._text:
-            tokens = Tokens(self._index, tuple(self._ids), "".join(self._text))
-            self.payloads.append(encode_event(tokens))
-            self._index += len(self._ids)
-            self._ids, self._text = [], []
+        """Return the payloads from ``confirmed`` on; what is pending becomes events."""
+        self.payloads += map(encode_event, self._pending.drain())
         return tuple(self.payloads[self.confirmed :])
 
     def confirm(self, next_n: int) -> None:
         """Take Redis's word for the length of the log; it can also have lost its tail."""
+        if next_n < self.confirmed and isinstance(self.end, Completed):
+            # What was stored under the prompt ID may be lost as well: it must be stored again.
+            self.end = msgspec.structs.replace(self.end, prompt_version=0)
         self.confirmed = min(next_n, len(self.payloads))
         self.appended_at = time.monotonic()
 
     def _take_delta(self, delta: Delta) -> None:
-        if delta.ids:
+        if delta.ids or (delta.text and not delta.echo):  # a remote engine has no IDs
             self._last_token_at = time.monotonic()
             self._first_token_at = self._first_token_at or self._last_token_at
-        self._ids += delta.ids
-        self._text.append(delta.text)
+        self._pending.take(delta)
 
     def _ended(self, finished: Finished) -> Ended:
         if finished.reason is not FinishReason.CANCELLED:
-            return self._build_end(Completed, finished.reason, is_eos=finished.is_eos)
-        if self.expire:
-            return self._build_end(Expired, FinishReason.EXPIRED)
-        return self._build_end(Cancelled, FinishReason.CANCELLED)
+            return self._build_end(Completed, finished)
+        if not self.expire:
+            return self._build_end(Cancelled, finished)
+        choices = tuple(map(_expired, finished.choices))
+        late = replace(finished, reason=FinishReason.EXPIRED, choices=choices)
+        return self._build_end(Expired, late)
 
     def _build_end(
         self,
         kind: type[Completed | Failed | Cancelled | Expired],
-        reason: FinishReason,
-        *,
-        is_eos: bool = False,
+        finished: Finished,
         error: ErrorInfo | None = None,
     ) -> Ended:
+        num_ids = finished.completion_tokens
         return kind(
-            reason,
-            is_eos=is_eos,
+            finished.reason,
+            is_eos=finished.is_eos,
             usage=Usage(
                 self._prefilled.prompt_tokens,
-                self._index + len(self._ids),
+                self._pending.num_ids if num_ids is None else num_ids,
                 self._prefilled.cached_tokens,
             ),
             timings=self._timings(),
             attempts=self.grant.number,
             worker=self.grant.worker_id,
             error=error,
+            choices=finished.choices,
         )
 
     def _timings(self) -> Timings:
@@ -167,3 +172,10 @@ class AttemptLog:
             first_token_s=self._first_token_at - self._started_at if has_tokens else 0.0,
             decode_s=self._last_token_at - self._first_token_at,
         )
+
+
+def _expired(choice: ChoiceEnd) -> ChoiceEnd:
+    """Return how an answer ended whose job was cancelled for its deadline."""
+    if choice.finish_reason is FinishReason.CANCELLED:
+        return ChoiceEnd(choice.choice, FinishReason.EXPIRED, choice.is_eos)
+    return choice

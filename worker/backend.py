@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 from common.job_store import JobStore
 from common.keys import Keys
 from common.lanes import Lanes
+from common.prompts import PROMPT_TTL_S, PromptIndex
 from common.registry import Registry
 
 RETRY_S = 0.2
@@ -21,10 +22,18 @@ class Backend:
     store: JobStore
     lanes: Lanes
     registry: Registry
+    prompts: PromptIndex
 
     @classmethod
-    def on(cls, redis: Redis, keys: Keys, model: str) -> "Backend":
+    def on(
+        cls, redis: Redis, keys: Keys, model: str, *, prompt_ttl_s: float = PROMPT_TTL_S
+    ) -> "Backend":
         """Return the callers over one command client."""
         return cls(
-            keys, model, JobStore(redis, keys), Lanes(redis, keys, model), Registry(redis, keys)
+            keys,
+            model,
+            JobStore(redis, keys),
+            Lanes(redis, keys, model),
+            Registry(redis, keys),
+            PromptIndex(redis, keys, model, prompt_ttl_s),
         )

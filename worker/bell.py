@@ -1,4 +1,6 @@
-"""Listens to the model's bell ("there is work") and to this worker's own channel (cancel now).
+"""Listens to the model's bell ("there is work") and to this worker's own channel.
+
+That one says the ID of a job to cancel now, or which prompt ID to forget.
 
 Both are only hints: the worker polls for work, and every append asks for the cancel flag.
 """
@@ -12,6 +14,7 @@ from redis.asyncio.client import PubSub
 
 from common.connections import UNAVAILABLE
 from common.keys import Keys
+from common.prompts import read_forget
 from worker.backend import RETRY_S
 
 _log = structlog.get_logger()
@@ -27,6 +30,7 @@ class Bell:
         self._control = ""  # the channel of the current worker ID
         self._pubsub: PubSub | None = None  # set while connected
         self.on_connect: Callable[[], None] = lambda: None  # called on every new connection
+        self.on_forget: Callable[[str, str], None] = _ignore  # with a tenant and its prompt ID
 
     async def rename(self, worker_id: str) -> None:
         """Listen to the channel of this worker ID from now on."""
@@ -60,6 +64,17 @@ class Bell:
                     if message["channel"] == self._bell.encode():
                         on_work()
                     else:
-                        on_cancel(message["data"].decode())
+                        self._obey(message["data"].decode(), on_cancel)
             finally:
                 self._pubsub = None
+
+    def _obey(self, message: str, on_cancel: Callable[[str], None]) -> None:
+        forgotten = read_forget(message)
+        if forgotten is None:
+            on_cancel(message)
+        else:
+            self.on_forget(*forgotten)
+
+
+def _ignore(_tenant: str, _prompt_id: str) -> None:
+    pass

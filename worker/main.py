@@ -70,7 +70,7 @@ class Worker:
         self._redis = command_client(settings.redis)
         self._subscriber = pubsub_client(settings.redis)
         self._beats = lease_client(settings.redis, settings.lease_s / 2)
-        backend = Backend.on(self._redis, keys, self._model)
+        backend = Backend.on(self._redis, keys, self._model, prompt_ttl_s=settings.prompt_ttl_s)
         self._heartbeat = Heartbeat(self._beats, keys, settings.lease_s)
         self._lease = Lease(self._heartbeat, self._describe, settings.lease_s)
         self._bell = Bell(self._subscriber, keys, self._model)
@@ -115,9 +115,7 @@ class Worker:
                     group.create_task(self._runner.run(capacity, self._settings.poll_s)),
                     group.create_task(self._runner.rejoin(self._bell)),
                     group.create_task(self._sweeper.run(self._runner.worker_id)),
-                    group.create_task(
-                        self._bell.listen(self._runner.work.set, self._publisher.cancel)
-                    ),
+                    group.create_task(self._bell.listen(self._runner.ring, self._publisher.cancel)),
                     group.create_task(self._engine.wait_failed()),
                     group.create_task(self._lease.wait_failed()),
                 ]

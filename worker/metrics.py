@@ -61,7 +61,8 @@ class Metrics:
             return  # the first token was another worker's, and the pace is not of one run
         if times.first_token_s > 0:
             self._first_token.observe(times.queue_s + times.first_token_s)
-        if end.usage.completion_tokens > 1:
+        # Several answers share the time; how many tokens each has, the end does not say.
+        if end.usage.completion_tokens > 1 and not end.choices:
             self._per_token.observe(times.decode_s / (end.usage.completion_tokens - 1))
 
     def serve(self, port: int) -> None:

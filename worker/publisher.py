@@ -17,6 +17,7 @@ from worker.backend import RETRY_S, Backend
 from worker.engine.protocol import UNRESUMABLE, Engine, Output, Refused
 from worker.lease import Lease
 from worker.metrics import Metrics
+from worker.prompts import commit
 
 _log = structlog.get_logger()
 
@@ -31,6 +32,7 @@ class Publisher:
         self.metrics = Metrics()
         self._store = backend.store
         self._lanes = backend.lanes
+        self._prompts = backend.prompts
         self._engine = engine
         self._lease = lease
         self._flush_s = flush_s
@@ -158,6 +160,7 @@ class Publisher:
     async def _end(self, log: AttemptLog) -> None:
         if log.end is None or not log.is_sent or self.attempts.get(log.job_id) is not log:
             return
+        await commit(self._prompts, log, self._engine.stats())
         grant = log.grant
         position = (grant.epoch, log.confirmed)
         retention_ms = grant.snapshot.record.retention_ms

@@ -2,23 +2,25 @@
 
 import asyncio
 
-import msgspec
 import structlog
 
 from common.connections import UNAVAILABLE
-from common.endings import choose_end, end_idle, end_unreadable
-from common.events import Retrying, Started
-from common.job_store import Outcome, Snapshot
+from common.events import Retrying
 from common.lanes import Claim, LeaseLapsed
 from common.names import worker_id
-from worker.attempt import AttemptLog, Grant
+from worker.attempt import AttemptLog
 from worker.backend import RETRY_S, Backend
 from worker.bell import Bell
 from worker.engine.protocol import Engine
 from worker.lease import Lease
 from worker.publisher import Publisher
+from worker.starter import Starter
 
 _log = structlog.get_logger()
+
+YIELD_S = 0.002
+"""Per running job: several times what an idle worker needs from the bell to its claim."""
+MAX_YIELD_S = 0.01
 
 
 class Runner:
@@ -36,11 +38,11 @@ class Runner:
         self.draining = False
         self.work = asyncio.Event()  # the bell rang, or a slot became free
         self._backend = backend
-        self._engine = engine
         self._lease = lease
         self._publisher = publisher
-        self._max_losses = max_losses
+        self._starter = Starter(backend, engine, max_losses)
         self._starting: set[str] = set()  # claimed, not yet given to the publisher
+        self._rang = False  # the bell rang since the last claim: other workers heard it too
         self._twice: set[str] = set()  # held under a second lane entry too
         self._not_claiming = asyncio.Event()
         self._not_claiming.set()
@@ -58,6 +60,7 @@ class Runner:
         self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
+                await self._yield_to_idle()
                 holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
                 claims = await self._claim(holder, capacity - self.num_held)
                 for claim in claims:
@@ -66,6 +69,11 @@ class Runner:
                 if not claims:
                     await self._wait_for_work(poll_s)
             self._not_claiming.set()
+
+    def ring(self) -> None:
+        """Look for work now: there is some for one of the workers."""
+        self._rang = True
+        self.work.set()
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> None:
         """Stop claiming, let the running jobs finish in time, hand over the rest."""
@@ -100,6 +108,12 @@ class Runner:
         await self._backend.lanes.hand_back(self.worker_id)
         # A claim that is still on its way would come after the hand-over.
         self.may_hold_entries = not self._not_claiming.is_set()
+
+    async def _yield_to_idle(self) -> None:
+        """Let workers with less to do take new work first: all of them heard the bell."""
+        if self._rang and self.num_held:
+            await asyncio.sleep(min(self.num_held * YIELD_S, MAX_YIELD_S))
+        self._rang = False
 
     async def _claim(self, holder: str, free: int) -> list[Claim]:
         if free < 1:
@@ -162,45 +176,8 @@ class Runner:
         while holder == self.worker_id:
             try:
                 if self._lease.is_current:
-                    return await self._try_start(claim, holder)
+                    return await self._starter.start(claim, holder)
             except UNAVAILABLE as error:
                 _log.warning("start_failed", job=claim.job_id, error=str(error))
             await asyncio.sleep(RETRY_S)
         return None
-
-    async def _try_start(self, claim: Claim, holder: str) -> AttemptLog | None:
-        try:
-            return await self._start_or_end(claim, holder)
-        except msgspec.MsgspecError as error:
-            _log.error("record_unreadable", job=claim.job_id, error=str(error))
-            await end_unreadable(self._backend.store, claim.job_id, error)
-            await self._backend.lanes.release(holder, claim)
-            return None
-
-    async def _start_or_end(self, claim: Claim, holder: str) -> AttemptLog | None:
-        store = self._backend.store
-        while True:
-            snapshot = await store.snapshot(claim.job_id)
-            if snapshot is None or snapshot.record.is_ended:
-                await self._backend.lanes.release(holder, claim)
-                return None
-            if await self._end_instead(snapshot, holder):
-                continue
-            record = snapshot.record
-            started = Started(holder, record.attempts + 1)
-            outcome, epoch, queue_s = await store.start(record, holder, started)
-            if outcome is Outcome.OK:
-                _log.info("job_started", job=record.id, attempt=started.attempt)
-                grant = Grant(claim, snapshot, epoch, started.attempt, queue_s, holder)
-                return AttemptLog(grant, started)
-
-    async def _end_instead(self, snapshot: Snapshot, holder: str) -> bool:
-        now_ms = await self._backend.registry.now_ms()
-        if choose_end(snapshot, now_ms, self._max_losses, holder) is None:
-            return False
-        await end_idle(
-            self._backend.store,
-            snapshot.record.id,
-            lambda latest: choose_end(latest, now_ms, self._max_losses, holder),
-        )
-        return True

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from bench.relay.idle import Idle
 from bench.relay.live import Live
+from bench.tables import show_table
 
 AIM_US = 50
 AIM_P99_MS = 10
@@ -85,20 +85,4 @@ def show(measured: Sequence[Measured], console: Console) -> None:
     idle = [idle_cells(each) for each in measured if each.idle]
     for columns, lines in ((LIVE_COLUMNS, live), (IDLE_COLUMNS, idle)):
         if lines:
-            console.print(_table(columns, lines))
-            console.print(markdown(columns, lines), highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table()
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rule = ["---", *("--:" for _ in columns[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines)) + "\n"
+            show_table(columns, lines, console)

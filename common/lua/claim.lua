@@ -1,6 +1,8 @@
--- Claim up to count jobs: orphans first, then high, normal, low; one tenant after another in each.
--- KEYS workers, prefix:lane:orphans, then ring:high, ring:normal, ring:low
--- ARGV worker, count, lane prefix, then the names of the rings' priorities
+-- Claim up to count jobs: orphans first, then those that wait for this worker, then high, normal,
+-- low, one tenant after another in each; then those that wait for a worker that is dead or too slow.
+-- KEYS workers, affinity, prefix:lane:orphans, then ring:high, ring:normal, ring:low
+-- ARGV worker, count, lane prefix, how many other workers' lanes to look at, then the names of the
+--      rings' priorities
 -- -> LAPSED | OK, {suffix, entry, job}, ...
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return { 'LAPSED' } end
 local claimed, wanted = { 'OK' }, tonumber(ARGV[2])
@@ -12,7 +14,7 @@ local function read(suffix, count)
     'STREAMS', lane, '>')
   if not reply then return 0 end
   for _, entry in ipairs(reply[1][2]) do
-    claimed[#claimed + 1] = { suffix, entry[1], entry[2][2] }
+    claimed[#claimed + 1] = { suffix, entry[1], entry[2][2] } -- its first field is the job
   end
   return #reply[1][2]
 end
@@ -31,8 +33,48 @@ local function read_ring(ring, priority)
   end
 end
 
+-- Return the entry of the lane that is read next, if there is one.
+local function peek(lane)
+  if redis.call('EXISTS', lane) == 0 then return nil end
+  local group = redis.call('XINFO', 'GROUPS', lane)[1]
+  for i = 1, #group, 2 do
+    if group[i] == 'last-delivered-id' then
+      return redis.call('XRANGE', lane, '(' .. group[i + 1], '+', 'COUNT', 1)[1]
+    end
+  end
+end
+
+-- Read the lane of a worker. Its place in the affinity set is that of its next entry.
+local function read_worker(worker, count)
+  local suffix = 'worker:' .. worker
+  wanted = wanted - read(suffix, count)
+  local waiting = peek(ARGV[3] .. suffix)
+  if waiting then
+    redis.call('ZADD', KEYS[2], waiting[2][4], worker) -- job, its ID, steal_at, the time
+  else
+    redis.call('ZREM', KEYS[2], worker)
+  end
+end
+
+-- Return a worker whose next entry anybody may take.
+local function find_late(now)
+  local owners = redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[4]) - 1, 'WITHSCORES')
+  for i = 1, #owners, 2 do
+    local lease = tonumber(redis.call('ZSCORE', KEYS[1], owners[i]) or 0)
+    if tonumber(owners[i + 1]) <= now or lease <= now then return owners[i] end
+  end
+end
+
 wanted = wanted - read('orphans', wanted)
-for i = 3, #KEYS do
+if wanted > 0 and redis.call('ZSCORE', KEYS[2], ARGV[1]) then read_worker(ARGV[1], wanted) end
+for i = 4, #KEYS do
   read_ring(KEYS[i], ARGV[i + 1])
+end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
+while wanted > 0 do
+  local owner = find_late(now)
+  if not owner then break end
+  read_worker(owner, 1)
 end
 return claimed

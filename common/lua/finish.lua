@@ -14,6 +14,7 @@ if job[3] == 'queued' and ARGV[4] == 'completed' then
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'next', next + 1, 'finished_ms', now_ms(),
   'result', ARGV[6])
+redis.call('HDEL', KEYS[1], 'base') -- it is never started again; in a long chat these would add up
 add_event(next, ARGV[6], job[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])

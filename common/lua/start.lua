@@ -1,5 +1,5 @@
 -- A worker takes the job: the epoch (the fence) goes up, every older holder is shut out.
--- KEYS record, log   ARGV channel, worker, epoch, next (both as the worker read them), event
+-- KEYS record, log   ARGV channel, worker, epoch, next (both as the worker read them), event, base
 -- -> OK, epoch, queue_ms | STALE (read again) | CANCEL | EXPIRED | CLOSED | GONE
 local job = redis.call('HMGET', KEYS[1], 'epoch', 'next', 'state', 'cancel', 'deadline_ms',
   'created_ms', 'incarnation', 'owner')
@@ -18,5 +18,6 @@ local next = tonumber(job[2])
 redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'epoch', epoch,
   'next', next + 1)
 redis.call('HSETNX', KEYS[1], 'started_ms', now) -- the first start: later ones are no queueing
+if ARGV[6] ~= '' then redis.call('HSETNX', KEYS[1], 'base', ARGV[6]) end
 add_event(next, ARGV[5], job[7])
 return { 'OK', epoch, redis.call('HGET', KEYS[1], 'started_ms') - tonumber(job[6]) }

@@ -37,7 +37,8 @@ def show(json: Json = False) -> None:
 
 
 def _print(settings: Settings, sources: dict[str, str], *, json: bool) -> None:
-    values = settings.model_dump(mode="json") | {"redis": masked(settings.redis)}
+    secrets = {"redis": masked(settings.redis), "upstream_key": settings.upstream_key and "***"}
+    values = settings.model_dump(mode="json") | secrets
     if json:
         write_json([_entry(name, value, sources[name]) for name, value in values.items()])
         return

@@ -10,8 +10,8 @@ import typer
 from common.jobs import JobState
 from headrace.client import Client
 from headrace.flags import Json, Url
-from headrace.terminal import age, note, write_json, write_table
-from headrace.views import Job, Worker
+from headrace.terminal import age, note, size, write_json, write_table
+from headrace.views import Job, KvCache, Worker
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -44,7 +44,7 @@ def ps(json: Json = False, url: Url = "") -> None:
         return
     if not workers:
         note("no worker lives; start one with `headrace worker`")
-    header = ("ID", "MODEL", "DEVICE", "STATE", "LOAD", "TOK/S", "SEEN")
+    header = ("ID", "MODEL", "DEVICE", "STATE", "LOAD", "TOK/S", "KV", "HITS", "TIERS", "SEEN")
     write_table(header, [_worker_row(worker) for worker in workers])
 
 
@@ -82,5 +82,14 @@ def _worker_row(worker: Worker) -> tuple[str, ...]:
         f"{worker.state} {worker.progress}".strip(),
         f"{worker.running}/{worker.capacity}",
         f"{worker.tokens_per_s:.1f}",
+        *_kv_cells(worker.kv),
         f"{worker.lease_age_s:.1f}s ago",
     )
+
+
+def _kv_cells(kv: KvCache | None) -> tuple[str, str, str]:
+    """Return used/total blocks, the hit rate, and the bytes on the device, the host, the disk."""
+    if kv is None:
+        return "-", "-", "-"
+    tiers = (kv.device_bytes, kv.host_bytes, kv.disk_bytes)
+    return f"{kv.blocks_used}/{kv.blocks}", f"{kv.hit_rate:.0%}", "/".join(map(size, tiers))

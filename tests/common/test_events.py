@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from common.events import (
     STATE_OF_END,
     Accepted,
+    Alternative,
     Cancelled,
+    ChoiceEnd,
     Completed,
     Ended,
     ErrorInfo,
@@ -21,6 +23,7 @@ from common.events import (
     Retrying,
     Started,
     Timings,
+    TokenLogprob,
     Tokens,
     Usage,
     decode_event,
@@ -82,6 +85,14 @@ RELEASE_0_1_0: dict[str, Event] = {
 
 counts = st.integers(0, 2**53)
 seconds = st.floats(0, 1e9)
+alternatives = st.builds(Alternative, counts, st.text(), st.floats(-1e3, 0))
+logprobs = st.builds(
+    TokenLogprob,
+    counts,
+    st.text(),
+    st.floats(-1e3, 0),
+    st.lists(alternatives, max_size=2).map(tuple),
+)
 ends = [
     st.builds(
         kind,
@@ -92,13 +103,25 @@ ends = [
         attempts=counts,
         worker=st.text(),
         error=st.none() | st.builds(ErrorInfo, st.text(), st.text()),
+        choices=st.lists(
+            st.builds(ChoiceEnd, counts, st.sampled_from(FinishReason), st.booleans()), max_size=2
+        ).map(tuple),
+        prompt_version=counts,
     )
     for kind in ENDS
 ]
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Accepted, st.text(), st.text()),
-    st.builds(Started, st.text(), counts),
-    st.builds(Tokens, counts, st.lists(counts, max_size=5).map(tuple), st.text()),
+    st.builds(Started, st.text(), counts, st.sampled_from(["", "hit", "partial", "miss"])),
+    st.builds(
+        Tokens,
+        counts,
+        st.lists(counts, max_size=5).map(tuple),
+        st.text(),
+        counts,
+        st.lists(logprobs, max_size=2).map(tuple),
+        st.booleans(),
+    ),
     st.builds(Retrying, st.text()),
     st.builds(Reset, st.text()),
     *ends,
@@ -125,8 +148,18 @@ def test_every_kind_of_event_is_pinned() -> None:
 @given(events)
 def test_a_field_of_a_newer_release_is_ignored(event: Event) -> None:
     """A gateway reads the logs of newer workers while the fleet is updated."""
-    newer = msgspec.to_builtins(event) | {"logprobs": [[-0.5]]}
+    newer = msgspec.to_builtins(event) | {"of_tomorrow": [[-0.5]]}
     assert decode_event(msgspec.msgpack.encode(newer)) == event
+
+
+@pytest.mark.parametrize(("data", "event"), RELEASE_0_1_0.items())
+def test_release_0_1_0_reads_what_uses_nothing_new(data: str, event: Event) -> None:
+    """An older gateway reads a newer worker's log: ends have more fields, the rest is the same."""
+    if is_terminal(event):
+        new = msgspec.msgpack.decode(encode_event(event))
+        assert new.items() >= msgspec.msgpack.decode(bytes.fromhex(data)).items()
+    else:
+        assert encode_event(event) == bytes.fromhex(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"\x81\xa4kind\xa5other"])

@@ -350,3 +350,26 @@ async def test_a_snapshot_is_the_record_and_its_log(store: JobStore) -> None:
     )
     assert snapshot.payloads == tuple(encode_event(event) for event in snapshot.events)
     assert await store.snapshot("job_x") is None
+
+
+async def test_a_base_is_pinned_by_the_first_start(store: JobStore) -> None:
+    """A later one cannot change it, and the end needs it no more."""
+    job = await submit(store)
+    assert job.base == b""
+    for worker_id, base in [("w1", b"first"), ("w2", b"second"), ("w3", b"")]:
+        record = await read(store, job.id)
+        started = Started(worker_id, record.attempts + 1)
+        outcome, epoch, _ = await store.start(record, worker_id, started, base)
+        assert outcome is Outcome.OK
+        assert (await read(store, job.id)).base == b"first"
+    await store.finish(job.id, (epoch, 4), STOPPED, RETENTION_MS)
+    assert (await read(store, job.id)).base == b""
+
+
+async def test_a_refused_start_pins_nothing(store: JobStore) -> None:
+    """Who has not got the job does not decide what it builds on."""
+    job = await submit(store)
+    await store.cancel(job.id)
+    outcome, _, _ = await store.start(job, "w1", Started("w1", 1), b"base")
+    assert outcome is Outcome.CANCEL
+    assert (await read(store, job.id)).base == b""

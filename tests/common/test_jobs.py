@@ -40,27 +40,41 @@ RELEASE_0_1_0 = {
     ),
 }
 
+messages = st.lists(
+    st.builds(Message, st.text(min_size=1, max_size=32), st.text()), max_size=3
+).map(tuple)
 specs = st.builds(
     JobSpec,
     model=st.text(min_size=1),
     max_tokens=st.integers(0, 2**31),
     prompt=st.none() | st.text(),
-    messages=st.none()
-    | st.lists(st.builds(Message, st.text(min_size=1, max_size=32), st.text()), max_size=3).map(
-        tuple
-    ),
+    messages=st.none() | messages,
     sampling=st.builds(
         Sampling,
         temperature=st.floats(0, 10),
         top_p=st.floats(0, 1, exclude_min=True),
         top_k=st.integers(0, 1_000_000),
         seed=st.integers(0, 2**63 - 1),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0, 10, exclude_min=True),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        logit_bias=st.dictionaries(st.integers(0, 2**31), st.floats(-100, 100), max_size=3),
     ),
     stop=st.lists(st.text(), max_size=3).map(tuple),
     priority=st.sampled_from(Priority),
     deadline_s=st.floats(0, 1e9),
     prompt_id=st.none() | st.text(),
     metadata=st.dictionaries(st.text(), st.text(), max_size=3),
+    append=st.none() | st.text() | messages,
+    if_version=st.none() | st.integers(1, 2**53),
+    stop_token_ids=st.lists(st.integers(0, 2**31), max_size=3).map(tuple),
+    min_tokens=st.integers(0, 2**31),
+    ignore_eos=st.booleans(),
+    n=st.integers(1, 16),
+    logprobs=st.none() | st.integers(0, 20),
+    echo=st.booleans(),
+    allow_reset=st.booleans(),
 )
 
 
@@ -79,8 +93,15 @@ def test_release_0_1_0_is_still_read(data: str, spec: JobSpec) -> None:
 def test_a_field_of_a_newer_release_is_ignored() -> None:
     """A worker takes the jobs of a newer gateway while the fleet is updated."""
     known = JobSpec(model="tiny", max_tokens=8, prompt="Once")
-    newer = msgspec.to_builtins(known) | {"logit_bias": {"7": -1.0}}
+    newer = msgspec.to_builtins(known) | {"of_tomorrow": {"7": -1.0}}
     assert decode_spec(msgspec.msgpack.encode(newer)) == known
+
+
+@pytest.mark.parametrize(("data", "spec"), RELEASE_0_1_0.items())
+def test_release_0_1_0_reads_what_uses_nothing_new(data: str, spec: JobSpec) -> None:
+    """An older worker gets a newer gateway's job as its own gateway would write it."""
+    decode = msgspec.msgpack.decode
+    assert decode(encode_spec(spec)) == decode(bytes.fromhex(data))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

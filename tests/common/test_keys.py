@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from common import keys
 from common.jobs import Priority
-from common.keys import ORPHANS, JobKeys, Keys, ModelKeys
+from common.keys import ORPHANS, JobKeys, Keys, ModelKeys, scoped, unscoped
 from common.names import is_name
 from tests.support.leaks import UNEXPIRING
 
@@ -24,10 +24,11 @@ def _all_of_job(job: JobKeys) -> list[str]:
 
 
 def _all_of_model(model: ModelKeys, tenant: str) -> list[str]:
-    fixed = [model.lanes, model.jobs, model.workers, model.sweeper, model.bell]
+    fixed = [model.lanes, model.jobs, model.workers, model.sweeper, model.bell, model.affinity]
     lanes = [model.lane(f"{priority}:{tenant}") for priority in Priority]
+    lanes += [model.lane(ORPHANS), model.lane(f"worker:{tenant}")]
     rings = [model.ring(priority) for priority in Priority]
-    return [*fixed, model.lane(ORPHANS), *lanes, *rings]
+    return [*fixed, *lanes, *rings, model.prompt(tenant, "p")]
 
 
 def _slots(names: list[str]) -> set[int]:
@@ -72,6 +73,15 @@ def test_every_key_begins_with_the_prefix(prefix: str) -> None:
     found += [ours.worker("w"), ours.worker_ctl("w"), ours.models, ours.secret]
     found += [ours.tenant_jobs("t"), ours.probe("g")]
     assert all(key.startswith(f"{prefix}:") for key in found)
+
+
+@given(names, names, names, names)
+def test_tenants_do_not_meet_in_a_prompt_id(a: str, b: str, c: str, d: str) -> None:
+    """Names may have colons, and still no two pairs of tenant and prompt ID share a key."""
+    model = KEYS.model("m")
+    for one, other in [((a, b), (c, d)), ((f"{a}:{b}", c), (a, f"{b}:{c}"))]:
+        assert (model.prompt(*one) == model.prompt(*other)) == (one == other)
+    assert unscoped(scoped(f"{a}:{b}", c)) == (f"{a}:{b}", c)
 
 
 @given(names)

@@ -23,13 +23,17 @@ from common import lanes as lanes_module
 from common.connections import command_client
 from common.jobs import Priority
 from common.keys import GROUP, ORPHANS, Keys
-from common.lanes import Claim, Lanes, LeaseLapsed
+from common.lanes import Affinity, Claim, Lanes, LeaseLapsed
+from common.prompts import Commit, PromptIndex
 from tests.support.jobs import MODEL
 from tests.support.leaks import clear, find_keys
 
 FAR_MS = 2**42
 LAPSED_MS = 1
 SWEEP_LIMIT = 3
+HOUR_S = 3600.0
+LONG_MS = 3_600_000
+TENANT = "a"
 WAITING = ""
 
 T = TypeVar("T")
@@ -49,6 +53,8 @@ class LanesMachine(RuleBasedStateMachine):
     """Workers join, lapse, claim, release, sweep and hand back; jobs stay in one place each.
 
     ``holder`` is the model: every unfinished job with the worker that holds it, or ``WAITING``.
+    ``waits_for`` are the waiting jobs that one worker should take, with that worker, in order;
+    ``late`` are the workers whose next such job anybody may take by now.
     """
 
     url = ""
@@ -64,6 +70,9 @@ class LanesMachine(RuleBasedStateMachine):
         self.lanes = Lanes(self.redis, self.keys, MODEL)
         self.holder: dict[str, str] = {}
         self.held_by: dict[str, Claim] = {}
+        self.prompts = PromptIndex(self.redis, self.keys, MODEL)
+        self.waits_for: dict[str, str] = {}
+        self.late: set[str] = set()
         self.workers: list[Worker] = []
         self.num_jobs = 0
         self.limit = mock.patch.object(lanes_module, "SWEEP_LIMIT", SWEEP_LIMIT)
@@ -76,6 +85,11 @@ class LanesMachine(RuleBasedStateMachine):
     async def set_lease(self, worker: Worker, deadline_ms: int) -> None:
         """Write the lease as the worker's own thread does."""
         await self.redis.zadd(self.keys.model(MODEL).workers, {worker.id: deadline_ms})
+
+    async def make_late(self, owner: str) -> bool:
+        """Let anybody take the next job that waits for this worker; False where it was so."""
+        affinity = self.keys.model(MODEL).affinity
+        return bool(await self.redis.zadd(affinity, {owner: 1}, xx=True, ch=True))
 
     def pick(self, index: int) -> Worker:
         """Return one of the workers."""
@@ -97,6 +111,8 @@ class LanesMachine(RuleBasedStateMachine):
         worker = Worker(f"w{len(self.workers)}")
         self.workers.append(worker)
         self.run(self.set_lease(worker, FAR_MS))
+        commit = Commit(f"by-{worker.id}", 1, worker.id, (1,), LONG_MS)
+        self.run(self.prompts.commit(TENANT, worker.id, commit))
 
     @rule(count=st.integers(1, 6), tenant=st.sampled_from("ab"), priority=st.sampled_from(Priority))
     def enqueue(self, count: int, tenant: str, priority: Priority) -> None:
@@ -106,6 +122,37 @@ class LanesMachine(RuleBasedStateMachine):
             self.num_jobs += 1
             assert self.run(self.lanes.enqueue(job, tenant, priority, FAR_MS))
             self.holder[job] = WAITING
+
+    @rule(count=st.integers(1, 4), index=st.integers(0, 9))
+    def enqueue_prompt(self, count: int, index: int) -> None:
+        """Some jobs arrive whose prompt one worker holds; a dead one is nobody to wait for."""
+        owner = self.pick(index)
+        for _ in range(count):
+            job = f"j{self.num_jobs}"
+            self.num_jobs += 1
+            affinity = Affinity(owner.id, HOUR_S)
+            assert self.run(self.lanes.enqueue(job, TENANT, Priority.LOW, FAR_MS, affinity))
+            self.holder[job] = WAITING
+            if owner.alive:
+                self.waits_for[job] = owner.id
+
+    @rule(index=st.integers(0, 9))
+    def pass_patience(self, index: int) -> None:
+        """The next job that waits for a worker has waited long enough."""
+        owner = self.pick(index).id
+        changed = self.run(self.make_late(owner))
+        if owner in self.waits_for.values():
+            assert changed or owner in self.late
+            self.late.add(owner)
+        else:
+            assert not changed
+
+    def visible(self, worker: Worker) -> int:
+        """Return how many waiting jobs this worker may take."""
+        living = {other.id for other in self.workers if other.alive and other is not worker}
+        kept = [owner for owner in self.waits_for.values() if owner in living]
+        num_late = sum(owner in self.late for owner in set(kept))
+        return len(self.jobs_of(WAITING)) - len(kept) + num_late
 
     @precondition(lambda self: self.holder)
     @rule(index=st.integers(0, 99), tenant=st.sampled_from("ab"))
@@ -125,15 +172,19 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, 9), count=st.integers(1, 8))
     def claim(self, index: int, count: int) -> None:
         """A worker asks for jobs; also one that is dead and does not know it."""
-        worker, waiting = self.pick(index), self.jobs_of(WAITING)
+        worker = self.pick(index)
         if worker.swept:
             with pytest.raises(LeaseLapsed):
                 self.run(self.lanes.claim(worker.id, count))
             return
+        visible = self.visible(worker)
         claims = self.run(self.lanes.claim(worker.id, count))
-        assert len(claims) == min(count, len(waiting))
+        assert len(claims) == min(count, visible)
         for claim in claims:
             assert self.holder[claim.job_id] == WAITING
+            if owner := self.waits_for.pop(claim.job_id, None):
+                assert claim.lane == f"worker:{owner}"
+                self.late.discard(owner)
             self.holder[claim.job_id] = worker.id
             self.held_by[claim.job_id] = claim
         worker.claims += claims
@@ -193,9 +244,12 @@ class LanesMachine(RuleBasedStateMachine):
             found = await self.read(lane.decode())
             places += found
             if lane.decode() != ORPHANS and any(holder == WAITING for _, holder in found):
-                priority, _, tenant = lane.decode().partition(":")
-                assert await self.redis.zscore(keys.ring(Priority(priority)), tenant) is not None
+                kind, _, whose = lane.decode().partition(":")
+                ring = keys.affinity if kind == "worker" else keys.ring(Priority(kind))
+                assert await self.redis.zscore(ring, whose) is not None
         assert sorted(places) == sorted(self.holder.items())
+        owners = await self.redis.zrange(keys.affinity, 0, -1)
+        assert {owner.decode() for owner in owners} == set(self.waits_for.values())
         jobs = await self.redis.zrange(keys.jobs, 0, -1)
         assert {job.decode() for job in jobs} == set(self.holder)
         workers = await self.redis.zrange(keys.workers, 0, -1)
@@ -239,7 +293,8 @@ class LanesMachine(RuleBasedStateMachine):
     def swept_clean(self, last: Worker) -> None:
         """Only the last worker's lease is left in Redis."""
         left = self.run(find_keys(self.redis, self.keys.prefix))
-        assert left == [self.keys.model(MODEL).workers.encode()]
+        stored = {self.keys.model(MODEL).prompt(TENANT, w.id).encode() for w in self.workers}
+        assert set(left) - stored == {self.keys.model(MODEL).workers.encode()}
         assert self.run(self.lanes.claim(last.id, 1)) == []
 
 

@@ -17,7 +17,8 @@ from common.events import Accepted, Retrying, Started
 from common.job_store import Append, JobStore, Outcome
 from common.jobs import Priority
 from common.keys import Keys
-from common.lanes import Lanes, LeaseLapsed
+from common.lanes import Affinity, Lanes, LeaseLapsed
+from common.prompts import Commit, PromptIndex
 from common.registry import Heartbeat, Registry
 from common.scripts import Script
 from tests.support.jobs import (
@@ -52,13 +53,18 @@ class Fleet:
     lanes: Lanes
     registry: Registry
     heartbeat: Heartbeat
+    prompts: PromptIndex
 
     @classmethod
     def of(cls, redis: Redis, lease_redis: SyncRedis, keys: Keys) -> "Fleet":
         """Return the callers over these clients."""
         lanes = Lanes(redis, keys, MODEL)
         return cls(
-            JobStore(redis, keys), lanes, Registry(redis, keys), Heartbeat(lease_redis, keys, 60)
+            JobStore(redis, keys),
+            lanes,
+            Registry(redis, keys),
+            Heartbeat(lease_redis, keys, 60),
+            PromptIndex(redis, keys, MODEL),
         )
 
 
@@ -128,8 +134,35 @@ async def _tell_of_lanes(fleet: Fleet) -> list[Any]:
     return told
 
 
+async def _tell_of_prompts(fleet: Fleet) -> list[Any]:
+    """Let jobs leave prompts, and others wait for who holds them; returns all answers."""
+    lanes, prompts = fleet.lanes, fleet.prompts
+    told: list[Any] = []
+    for worker_id in ("p1", "p2"):
+        fleet.heartbeat.join(make_worker(worker_id))
+    for job, epoch in [("a", 2), ("a", 1), ("b", 1)]:
+        commit = Commit(job, epoch, "p1", (epoch,), recompute_ms=10_000)
+        told.append(await prompts.commit(TENANT, "chat", commit))
+    stored = await prompts.use(TENANT, "chat")
+    told.append(stored and (stored.version, stored.ids, stored.job))
+    for job in ("q0", "q1", "q2"):
+        affinity = Affinity("chat", 60.0)
+        told.append(await lanes.enqueue(job, TENANT, Priority.HIGH, FAR_MS, affinity))
+    for worker_id, count in [("p2", 9), ("p1", 1), ("p2", 9)]:
+        told.append([(c.job_id, c.lane) for c in await lanes.claim(worker_id, count)])
+    told.append(await lanes.hand_back("p1"))
+    fleet.heartbeat.leave("p1", MODEL)
+    claims = await lanes.claim("p2", 9)
+    told += [[(c.job_id, c.lane) for c in claims], await lanes.depths()]
+    told += [await lanes.release("p2", claim) for claim in claims]
+    told += [await lanes.depths(), await prompts.forget(TENANT, "chat")]
+    fleet.heartbeat.leave("p2", MODEL)
+    return told
+
+
 async def _tell(fleet: Fleet) -> list[Any]:
-    return await _tell_of_jobs(fleet.store) + await _tell_of_lanes(fleet)
+    told = await _tell_of_jobs(fleet.store) + await _tell_of_prompts(fleet)
+    return told + await _tell_of_lanes(fleet)
 
 
 @pytest.fixture

@@ -41,8 +41,17 @@ def check_is_log(seen: Sequence[Numbered], log: Sequence[Event], after: int = -1
 def _sum(part: Sequence[Event]) -> Tokens:
     tokens = [event for event in part if isinstance(event, Tokens)]
     assert len(tokens) == len(part), "something other than tokens was merged"
-    ids = tuple(token for event in tokens for token in event.ids)
-    return Tokens(tokens[0].index, ids, "".join(event.text for event in tokens))
+    kinds = {(event.choice, event.echo) for event in tokens}
+    assert len(kinds) == 1, "tokens of several answers, or of an answer and its prompt, were merged"
+    [(choice, echo)] = kinds
+    return Tokens(
+        tokens[0].index,
+        tuple(token for event in tokens for token in event.ids),
+        "".join(event.text for event in tokens),
+        choice,
+        tuple(entry for event in tokens for entry in event.logprobs),
+        echo,
+    )
 
 
 async def log_of(store: JobStore, job_id: str) -> list[Event]:

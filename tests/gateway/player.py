@@ -1,5 +1,9 @@
 """A worker without an engine: the test writes every event, through the real scripts."""
 
+from typing import Any
+
+import msgspec
+
 from common.events import Completed, Ended, Started, Tokens, encode_event
 from common.job_store import Append, JobStore, Outcome
 from common.jobs import FinishReason
@@ -17,6 +21,11 @@ class Player:
         self._store = store
         self._heartbeat = heartbeat
         heartbeat.join(self.info)
+
+    def beat(self, **news: Any) -> None:
+        """Send a heartbeat that says this too."""
+        self.info = msgspec.structs.replace(self.info, **news)
+        self._heartbeat.renew(self.info)
 
     def die(self) -> None:
         """Let the lease go without a word."""
@@ -41,11 +50,11 @@ class Attempt:
         self._epoch = epoch
         self._index = 0
 
-    async def say(self, *texts: str) -> Outcome:
-        """Append one ``tokens`` event per text."""
+    async def say(self, *texts: str, choice: int = 0) -> Outcome:
+        """Append one ``tokens`` event of this answer per text."""
         payloads = []
         for text in texts:
-            payloads.append(encode_event(Tokens(self._index, (self._index,), text)))
+            payloads.append(encode_event(Tokens(self._index, (self._index,), text, choice)))
             self._index += 1
         call = Append(self.job_id, self._epoch, self.n, tuple(payloads))
         [(outcome, self.n)] = await self._store.append([call])

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from common.events import Completed, ErrorInfo, Failed, Reset, Usage, encode_event
+from common.events import ChoiceEnd, Completed, ErrorInfo, Failed, Reset, Usage, encode_event
 from common.job_store import Append, JobStore
 from common.jobs import FinishReason
 from common.keys import Keys
@@ -60,6 +60,26 @@ async def test_a_job_is_shown_as_it_stands(
     assert (ended["is_eos"], ended["text"]) == (False, "Hello world")
     assert ended["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 0}
     assert ended["created_at"] <= ended["started_at"] <= ended["finished_at"]
+
+
+async def test_several_answers_are_shown_beside_each_other(
+    client: httpx2.AsyncClient, player: Player
+) -> None:
+    """``text`` is the first one; without ``n`` and ``logprobs`` there is nothing beside it."""
+    single = await show(client, await submit(client))
+    assert not {"choices", "logprobs"} & set(single)
+    job_id = await submit(client, n=2, logprobs=1)
+    attempt = await player.take(job_id)
+    await attempt.say("Hello")
+    await attempt.say("Bye", choice=1)
+    choices = (ChoiceEnd(0, FinishReason.STOP, True), ChoiceEnd(1, FinishReason.LENGTH, False))
+    await attempt.end(Completed(FinishReason.STOP, is_eos=True, choices=choices, prompt_version=3))
+    shown = await show(client, job_id)
+    assert (shown["text"], shown["logprobs"], shown["prompt_version"]) == ("Hello", [], 3)
+    assert shown["choices"] == [
+        {"index": 0, "text": "Hello", "finish_reason": "stop", "is_eos": True, "logprobs": []},
+        {"index": 1, "text": "Bye", "finish_reason": "length", "is_eos": False, "logprobs": []},
+    ]
 
 
 async def test_a_failed_job_says_why(client: httpx2.AsyncClient, player: Player) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Problem
-from common.events import Accepted, Event, Failed, Tokens
+from common.events import Accepted, Alternative, Event, Failed, TokenLogprob, Tokens
 from common.jobs import FinishReason
 from gateway.dialects import native_sse
 from tests.gateway.player import DONE
@@ -63,6 +63,33 @@ def test_the_event_field_is_the_kind(event: Event) -> None:
     [found] = parse(native_sse.frame("job", 0, event))
     assert found.event == event.kind
     assert _decoder.decode(found.data) == event
+
+
+def test_what_a_job_did_not_ask_for_is_not_there() -> None:
+    """Most jobs have one answer and no logprobs: their events have no field for them."""
+    plain = msgspec.json.decode(parse(native_sse.frame("job", 1, Tokens(0, (1,), "a")))[0].data)
+    assert plain == {"kind": "tokens", "index": 0, "ids": [1], "text": "a"}
+    entry = TokenLogprob(1, "a", -0.5, (Alternative(2, "b", -1.0),))
+    rich = Tokens(0, (1,), "a", choice=1, logprobs=(entry,))
+    assert msgspec.json.decode(parse(native_sse.frame("job", 1, rich))[0].data) == {
+        **plain,
+        "choice": 1,
+        "logprobs": [
+            {
+                "id": 1,
+                "text": "a",
+                "logprob": -0.5,
+                "top": [{"id": 2, "text": "b", "logprob": -1.0}],
+            }
+        ],
+    }
+    echo = Tokens(0, (), "Once", echo=True)
+    assert msgspec.json.decode(parse(native_sse.frame("job", 1, echo))[0].data) == {
+        **plain,
+        "ids": [],
+        "text": "Once",
+        "echo": True,
+    }
 
 
 def test_the_opening_sets_the_retry_and_is_no_event() -> None:

@@ -7,11 +7,11 @@ ones. The log is real, and so is the connection that the messages come on.
 
 import asyncio
 import enum
-import itertools
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import cycle
 from unittest.mock import patch
 
 import anyio
@@ -61,10 +61,14 @@ class Verb(enum.Enum):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Fates of the messages, over and over, and steps: a verb and whom or how much it concerns."""
+    """Fates of the messages, over and over, and steps: a verb and whom or how much it concerns.
+
+    ``choices``, over and over, says which of the job's answers a step speaks of.
+    """
 
     fates: tuple[Fate, ...]
     steps: tuple[tuple[Verb, int], ...]
+    choices: tuple[int, ...]
 
 
 _VERBS = [Verb.SAY] * 4 + [Verb.ATTACH, Verb.READ] * 3 + [Verb.LEAVE, Verb.CUT]
@@ -74,6 +78,7 @@ scenarios = st.builds(
     st.lists(
         st.tuples(st.sampled_from(_VERBS), st.integers(0, NUM_FOLLOWERS - 1)), max_size=40
     ).map(tuple),
+    st.just((0,)) | st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple),
 )
 
 
@@ -82,7 +87,7 @@ class FaultyDoorbell(Doorbell):
 
     def __init__(self, fates: Iterable[Fate], subscriber: Redis, redis: Redis, probe: str) -> None:
         super().__init__(subscriber, redis, probe)
-        self._fates = itertools.cycle(fates)
+        self._fates = cycle(fates)
         self._held: list[tuple[str, bytes]] = []
 
     async def run(self, on_message: OnMessage, on_reconnect: Callable[[], None]) -> None:
@@ -123,11 +128,11 @@ async def _act(
     attempt = Attempt(store, job_id, await start(store, job_id), 2)
     followers = [Follower(relay, TENANT, job_id) for _ in range(NUM_FOLLOWERS)]
     attached: set[Follower] = set()
-    for verb, number in scenario.steps:
+    for (verb, number), choice in zip(scenario.steps, cycle(scenario.choices), strict=False):
         follower = followers[number]
         match verb:
             case Verb.SAY:
-                await attempt.say(*"abc"[: number + 1])
+                await attempt.say(*"abc"[: number + 1], choice=choice)
             case Verb.ATTACH if follower not in attached:
                 attached.add(follower)
                 await follower.attach()

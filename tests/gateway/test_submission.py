@@ -1,12 +1,14 @@
 """Accepting a job: once, bounded, and only when it is safe."""
 
 import asyncio
+from typing import Any
 
 import httpx2
 import pytest
 from redis.asyncio import Redis
 
 from common.job_store import JobStore
+from common.jobs import Sampling
 from common.keys import Keys
 from common.lanes import Lanes
 from common.names import idempotent_job_id
@@ -51,6 +53,39 @@ async def test_a_seed_is_chosen_for_a_job_without_one(
     seeds = [(await read(store, job_id)).spec.sampling.seed for job_id in ids]
     assert seeds[0] != seeds[1]
     assert seeds[2] == 7
+
+
+async def test_every_option_reaches_the_worker(
+    client: httpx2.AsyncClient, store: JobStore, player: Player
+) -> None:
+    """What a request says of its answer is in the job's specification."""
+    sampling: dict[str, Any] = {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 7, "min_p": 0.1,
+        "repetition_penalty": 1.5, "presence_penalty": -1.0, "frequency_penalty": 2.0,
+    }  # fmt: skip
+    options: dict[str, Any] = {
+        "max_tokens": 9, "min_tokens": 2, "stop_token_ids": [5, 6], "ignore_eos": True, "n": 2,
+        "logprobs": 0, "echo": True, "allow_reset": True,
+    }  # fmt: skip
+    job_id = await submit(client, **sampling, **options, logit_bias={"11": -100, "2": 1.5})
+    spec = (await read(store, job_id)).spec
+    assert spec.sampling == Sampling(**sampling, logit_bias={11: -100.0, 2: 1.5})
+    options["stop_token_ids"] = (5, 6)
+    assert {name: getattr(spec, name) for name in options} == options
+
+
+async def test_one_key_is_one_job_whatever_the_order_of_the_fields(
+    client: httpx2.AsyncClient, player: Player
+) -> None:
+    """Objects with the same fields are the same payload; another bias is another one."""
+    bodies = [
+        b'{"prompt": "a", "logit_bias": {"11": 1, "2": 3}}',
+        b'{"logit_bias": {"2": 3, "11": 1}, "prompt": "a"}',
+        b'{"prompt": "a", "logit_bias": {"11": 1, "2": 4}}',
+    ]
+    answers = [await client.post("/v1/jobs", content=body, headers=KEY) for body in bodies]
+    assert answers[0].json() == answers[1].json()
+    check_problem(answers[2], 422, "idempotency-key-reused")
 
 
 async def test_one_key_is_one_job(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.events import Accepted, Event, Reset, Started, Tokens, encode_event
-from gateway.transcript import MAX_RUN, Offer, Transcript, merged
+from common.events import Accepted, Event, Reset, Started, TokenLogprob, Tokens, encode_event
+from common.runs import MAX_SIZE, rough_size
+from gateway.transcript import Offer, Transcript, merged
 from tests.gateway.followers import check_is_log
 from tests.gateway.player import DONE
 
@@ -60,7 +61,15 @@ def test_the_terminal_event_ends_it(transcript: Transcript) -> None:
 
 
 _events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(Tokens, st.just(0), st.tuples(st.integers(0, 9)), st.text(max_size=3)),
+    st.builds(
+        Tokens,
+        st.just(0),
+        st.tuples(st.integers(0, 9)),
+        st.text(max_size=3),
+        st.integers(0, 1),
+        st.sampled_from([(), (TokenLogprob(1, "a", -1.0),)]),
+        st.booleans(),
+    ),
     st.sampled_from([Started("w1", 1), Reset("other model")]),
 )
 
@@ -72,15 +81,20 @@ def test_merged_events_say_the_same(middle: list[Event], data: st.DataObject) ->
     start = data.draw(st.integers(0, len(log) - 1))
     frames = merged(log[start:], start)
     check_is_log(frames, log, after=start - 1)
-    runs = [isinstance(event, Tokens) for _, event in frames]
-    assert (True, True) not in set(itertools.pairwise(runs))
+    kinds = [
+        (event.choice, event.echo) if isinstance(event, Tokens) else None for _, event in frames
+    ]
+    assert all(a is None or a != b for a, b in itertools.pairwise(kinds))
 
 
-def test_a_long_answer_is_merged_into_several_frames() -> None:
+@pytest.mark.parametrize("logprobs", [(), (TokenLogprob(1, "a", -1.0),) * 20])
+def test_a_long_answer_is_merged_into_several_frames(logprobs: tuple[TokenLogprob, ...]) -> None:
     """A reader that comes late gets frames that its client can still take."""
-    log: list[Event] = [Tokens(n, (n,), "a") for n in range(2 * MAX_RUN + 1)]
+    one = Tokens(0, (0,), "a", logprobs=logprobs)
+    num_events = 2 * MAX_SIZE // rough_size(one)
+    log: list[Event] = [Tokens(n, (n,), "a", logprobs=logprobs) for n in range(num_events)]
     frames = merged(log, 0)
-    assert [n for n, _ in frames] == [MAX_RUN - 1, 2 * MAX_RUN - 1, 2 * MAX_RUN]
+    assert 2 <= len(frames) <= 3
     check_is_log([*frames, (len(log), DONE)], [*log, DONE])
 
 

@@ -10,6 +10,7 @@ from typer.testing import Result
 
 from common.events import (
     Accepted,
+    ChoiceEnd,
     Completed,
     ErrorInfo,
     Event,
@@ -82,6 +83,88 @@ def test_run_sends_what_was_asked(headrace: Headrace) -> None:
         "deadline_s": 9.0,
         "prompt_id": "p",
     }
+
+
+def test_run_sends_every_option_of_the_answer(headrace: Headrace) -> None:
+    """Those that can be repeated become lists, biases an object."""
+    options = "--raw --min-p 0.1 --repetition-penalty 1.5 --presence-penalty -1 --logprobs 0 --echo"
+    more = "--frequency-penalty 2 --logit-bias 7=-100,11=2.5 --min-tokens 2 --ignore-eos --n 2"
+    stop = "--stop-token-id 5 --stop-token-id 6"
+    given = [*options.split(), *more.split(), *stop.split()]
+    with fake_gateway_in_thread(SUBMITTED, stream(events(0))) as gateway:
+        assert headrace("run", "Once", *given, url=gateway.url).exit_code == 0
+    assert body(gateway.requests[0]) == {
+        "prompt": "Once",
+        "temperature": 0.6,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 2.0,
+        "logit_bias": {"7": -100.0, "11": 2.5},
+        "stop_token_ids": [5, 6],
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "n": 2,
+        "logprobs": 0,
+        "echo": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        (["Hm", "--append"], {"append": [{"role": "user", "content": "Hm"}]}),
+        (["Hm", "--append", "--raw"], {"append": "Hm"}),
+        (["--continue"], {}),
+        (["--continue", "--if-version", "3"], {"if_version": 3}),
+    ],
+)
+def test_submit_builds_on_what_is_stored(
+    headrace: Headrace, arguments: list[str], sent: dict[str, object]
+) -> None:
+    """PROMPT is added to what a prompt ID names, or nothing is."""
+    with fake_gateway_in_thread(SUBMITTED) as gateway:
+        result = headrace("submit", *arguments, "--prompt-id", "chat", url=gateway.url)
+    assert result.exit_code == 0
+    assert body(gateway.requests[0]) == {"temperature": 0.6, "prompt_id": "chat", **sent}
+
+
+SEVERAL: list[Event] = [
+    Accepted(JOB, "m"),
+    Tokens(0, (), "Once ", echo=True),
+    Tokens(0, (1,), "upon "),
+    Tokens(0, (2,), "more", choice=1),
+    Tokens(1, (3,), "a time"),
+    Completed(
+        FinishReason.STOP,
+        choices=(ChoiceEnd(0, FinishReason.STOP, True), ChoiceEnd(1, FinishReason.LENGTH, False)),
+    ),
+]
+HEADED = "--- answer 1 of 2 ---\nOnce upon a time\n--- answer 2 of 2 ---\nOnce more\n"
+
+
+def test_several_answers_have_headings(headrace: Headrace) -> None:
+    """The first comes as it is made, the other one behind it; which was cut is said."""
+    with fake_gateway_in_thread(SUBMITTED, stream(frames(SEVERAL))) as gateway:
+        result = headrace("run", "Why?", "--n", "2", url=gateway.url)
+    assert result.stdout == HEADED
+    assert result.stderr == "[cut: answer 2; --max-tokens allows more]\n"
+
+
+def test_a_followed_job_has_its_headings(headrace: Headrace) -> None:
+    """The job itself says how many answers there are."""
+    choices = [{"index": index, "text": ""} for index in range(2)]
+    shown = json_reply({"id": JOB, "status": "running", "model": "m", "choices": choices})
+    with fake_gateway_in_thread(shown, stream(frames(SEVERAL))) as gateway:
+        assert headrace("follow", JOB, url=gateway.url).stdout == HEADED
+
+
+def test_run_json_prints_the_job(headrace: Headrace) -> None:
+    """Once it has ended, and no text beside it."""
+    shown = {"id": JOB, "status": "completed", "model": "m", "text": "upon a time"}
+    with fake_gateway_in_thread(SUBMITTED, stream(frames(SEVERAL)), json_reply(shown)) as gateway:
+        result = headrace("run", "Why?", "--json", url=gateway.url)
+    assert shown.items() <= json.loads(result.stdout).items()
 
 
 def test_run_raw_sends_the_prompt(headrace: Headrace) -> None:

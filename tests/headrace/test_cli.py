@@ -46,10 +46,13 @@ def test_version(headrace: Headrace) -> None:
     ("arguments", "said"),
     [
         (["jbos"], "Did you mean 'jobs'?"),
-        (["run"], "Missing argument"),
+        (["run"], "PROMPT is missing"),
         (["jobs", "--limit", "0"], "--limit"),
         (["up", "--engine", "magic"], "--engine"),
         (["run", "hi", "--raw", "--system", "x"], "leave --raw out"),
+        (["run", "hi", "--append"], "need a --prompt-id"),
+        (["run", "hi", "--continue", "--prompt-id", "x"], "goes without PROMPT"),
+        (["run", "hi", "--logit-bias", "x=1"], "ID=BIAS"),
     ],
 )
 def test_wrong_usage_is_code_2(headrace: Headrace, arguments: list[str], said: str) -> None:

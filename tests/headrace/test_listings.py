@@ -28,6 +28,16 @@ WORKER_ROW = {
     "tokens_per_s": 12.34,
     "lease_age_s": 1.26,
 }
+KV = {
+    "block_tokens": 16,
+    "blocks": 256,
+    "blocks_used": 12,
+    "query_tokens": 200,
+    "hit_tokens": 150,
+    "device_bytes": 3 * 1024**2,
+    "host_bytes": 1536 * 1024**2,
+    "disk_bytes": 0,
+}
 
 
 def test_jobs_is_a_table(headrace: Headrace) -> None:
@@ -57,7 +67,8 @@ def test_ps_is_a_table(headrace: Headrace) -> None:
     with fake_gateway_in_thread(json_reply({"data": [WORKER_ROW]})) as gateway:
         result = headrace("ps", url=gateway.url)
     header, row = result.output.splitlines()
-    assert header.split() == ["ID", "MODEL", "DEVICE", "STATE", "LOAD", "TOK/S", "SEEN"]
+    names = ["ID", "MODEL", "DEVICE", "STATE", "LOAD", "TOK/S", "KV", "HITS", "TIERS", "SEEN"]
+    assert header.split() == names
     assert row.split() == [
         "w1",
         "m",
@@ -67,9 +78,23 @@ def test_ps_is_a_table(headrace: Headrace) -> None:
         "40%",
         "3/4",
         "12.3",
+        "-",
+        "-",
+        "-",
         "1.3s",
         "ago",
     ]
+
+
+def test_ps_shows_the_kv_cache(headrace: Headrace) -> None:
+    """Used and all blocks, the hit rate, and the bytes on the device, in host memory, on disk."""
+    row = WORKER_ROW | {"kv": KV}
+    with fake_gateway_in_thread(json_reply({"data": [row]})) as gateway:
+        result = headrace("ps", url=gateway.url)
+        as_json = headrace("ps", "--json", url=gateway.url)
+    assert result.output.splitlines()[1].split()[8:11] == ["12/256", "75%", "3.0M/1.5G/0"]
+    [shown] = json.loads(as_json.output)
+    assert shown["kv"]["blocks"] == 256
 
 
 def test_ps_without_workers_says_what_to_do(headrace: Headrace) -> None:

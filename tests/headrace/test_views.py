@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from common.registry import KvCacheInfo
 from gateway import schemas
 from headrace import views
 
@@ -10,9 +11,12 @@ PAIRS = [
     (views.JobRequest, schemas.JobRequest),
     (views.Submitted, schemas.SubmittedJob),
     (views.Job, schemas.JobView),
+    (views.Choice, schemas.ChoiceView),
     (views.JobPage, schemas.JobList),
     (views.Cancellation, schemas.CancelledJob),
     (views.Worker, schemas.WorkerView),
+    (views.KvCache, KvCacheInfo),
+    (views.Prompt, schemas.PromptView),
     (views.Workers, schemas.WorkerList),
     (views.Model, schemas.ModelView),
     (views.Models, schemas.ModelList),

@@ -54,6 +54,18 @@ def test_it_refuses_a_log_with_a_fault(events: list[Event]) -> None:
         tell(events)
 
 
+def test_it_counts_the_tokens_of_each_answer() -> None:
+    """Answers that take turns are a story, and a reader must have been told which is whose."""
+    others: list[Event] = [Tokens(0, (8,), "Lake", choice=1), Tokens(3, (4,), "er")]
+    end = Completed(FinishReason.STOP, usage=Usage(3, 5), attempts=1, worker="a")
+    events = [*EVENTS[:4], *others, end]
+    story = tell(events)
+    story.check(list(enumerate(events)))
+    assert story.text == "River"
+    with pytest.raises(AssertionError, match="another answer"):
+        story.check([*enumerate(events[:4]), (5, Tokens(3, (8, 4), "Lakeer")), (6, end)])
+
+
 def test_it_refuses_a_log_with_a_gap_in_its_numbers() -> None:
     """A missing number is found even where the events themselves look whole."""
     log = [(n + (n > 2), encode_event(event)) for n, event in SEEN]

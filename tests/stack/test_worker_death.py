@@ -53,6 +53,33 @@ async def test_followers_read_on_when_the_worker_is_killed(fleet: Fleet) -> None
     await fleet.check_at_rest()
 
 
+async def test_several_answers_go_on_when_the_worker_is_killed(fleet: Fleet) -> None:
+    """Each to its own text, behind the prompt, and with the probabilities of all its tokens."""
+    await fleet.start()
+    client = fleet.gateways[0].client
+    options = {"n": 2, "echo": True, "logprobs": 1}
+    undisturbed = await fleet.submit(PROMPTS[0], **options)
+    await fleet.follow(undisturbed)
+    expected = await client.get(undisturbed)
+    job_id = await fleet.submit(PROMPTS[0], **options)
+    sse = SseReader(job_id)
+    async with within(30), asyncio.TaskGroup() as group:
+        group.create_task(sse.read(fleet.urls[0]))
+        await sse.has(20)
+        victim = await fleet.owner(job_id)
+        await victim.kill()
+
+    story = await fleet.story(job_id)
+    assert story.outline == TAKEN_OVER
+    story.check(sse.seen)
+    job = await client.get(job_id)
+    assert (job.choices, job.text) == (expected.choices, expected.text)
+    assert [len(choice.logprobs) for choice in job.choices] == [NUM_TOKENS] * 2
+    assert all(choice.text.startswith(PROMPTS[0]) for choice in job.choices)
+    assert job.choices[0].text != job.choices[1].text
+    await fleet.check_at_rest()
+
+
 async def test_every_job_of_a_killed_worker_and_its_queue_survive(fleet: Fleet) -> None:
     """Jobs that ran on the killed worker, and those that waited, all end with their own text."""
     await fleet.start(capacity=3)

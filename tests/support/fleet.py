@@ -82,7 +82,7 @@ class Fleet:
         """Where the gateways answer."""
         return [gateway.url for gateway in self.gateways]
 
-    async def submit(self, prompt: str, *, gateway: int = 0, **options: Any) -> str:
+    async def submit(self, prompt: str | None, *, gateway: int = 0, **options: Any) -> str:
         """Submit a greedy job; returns its ID."""
         options = {"max_tokens": NUM_TOKENS, "temperature": 0.0} | options
         request = JobRequest(prompt=prompt, **options)

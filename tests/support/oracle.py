@@ -1,6 +1,7 @@
 """What must hold of every job, whatever died meanwhile. Shared by all tests of the whole stack."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from redis.asyncio import Redis
 
@@ -27,22 +28,31 @@ _STAYS = (b":workers", b":sweeper")
 
 
 class Answer:
-    """The text and the token IDs that a reader holds after some events."""
+    """The text and the token IDs that a reader holds after some events, by answer; 0 first.
 
-    def __init__(self, text: str = "", ids: tuple[int, ...] = ()) -> None:
-        self.text = text
-        self.ids = ids
+    The prompt's echo is held apart.
+    """
+
+    def __init__(self, said: Mapping[tuple[int, bool], tuple[str, tuple[int, ...]]] = {}) -> None:
+        self._said = said
+
+    @property
+    def text(self) -> str:
+        """The text of the first answer."""
+        return self._said.get((0, False), ("", ()))[0]
 
     def then(self, event: Event) -> "Answer":
         """Return what the reader holds after one more event."""
         if isinstance(event, Reset):
             return Answer()
         if isinstance(event, Tokens):
-            return Answer(self.text + event.text, self.ids + event.ids)
+            kind = (event.choice, event.echo)
+            text, ids = self._said.get(kind, ("", ()))
+            return Answer({**self._said, kind: (text + event.text, ids + event.ids)})
         return self
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Answer) and (self.text, self.ids) == (other.text, other.ids)
+        return isinstance(other, Answer) and self._said == other._said
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -118,18 +128,20 @@ class Story:
                 assert isinstance(following, Started) or is_terminal(following)
 
     def _check_tokens(self) -> None:
-        num_ids, attempts = 0, 0
+        num_ids: Counter[int] = Counter()
+        attempts = 0
         for event in self.events:
             if isinstance(event, Tokens):
-                assert event.index == num_ids, f"{self.job_id}: tokens repeated or left out"
-                num_ids += len(event.ids)
+                told = num_ids[event.choice]
+                assert event.index == told, f"{self.job_id}: tokens repeated or left out"
+                num_ids[event.choice] += len(event.ids)
             elif isinstance(event, Started):
                 attempts += 1
                 assert event.attempt == attempts
             elif isinstance(event, Reset):
-                num_ids = 0
+                num_ids.clear()
         assert self.end.attempts == attempts
-        assert self.end.usage.completion_tokens == num_ids
+        assert self.end.usage.completion_tokens == num_ids.total()
 
 
 async def check_at_rest(redis: Redis, keys: Keys) -> None:

@@ -14,6 +14,7 @@ from common.connections import command_client, lease_client, pubsub_client
 from common.events import Accepted, Ended, Event, Tokens, decode_event, is_terminal
 from common.jobs import JobSpec
 from common.keys import Keys
+from common.lanes import Affinity
 from common.registry import Heartbeat
 from tests.support.jobs import MODEL, TENANT, make_job, make_worker
 from tests.support.waiting import eventually, within
@@ -30,6 +31,7 @@ from worker.sweeper import Sweeper
 LEASE_S = 2.0
 FLUSH_S = 0.005
 POLL_S = 0.05
+PATIENCE_S = 3600.0
 
 
 class CutEngine(FakeEngine):
@@ -107,7 +109,7 @@ class Rig:
         self.spawn(self.publisher.run())
         self.spawn(self.runner.run(capacity, POLL_S))
         self.spawn(self.runner.rejoin(self.bell))
-        self.spawn(self.bell.listen(self.runner.work.set, self.publisher.cancel))
+        self.spawn(self.bell.listen(self.runner.ring, self.publisher.cancel))
 
     def spawn(self, step: Coroutine[None, None, None]) -> None:
         """Run a part in the background."""
@@ -171,7 +173,9 @@ async def submit(backend: Backend, *, deadline_s: float = 60.0, **spec: Any) -> 
     job = make_job(deadline_s=deadline_s)
     job = replace(job, spec=msgspec.structs.replace(job.spec, **spec))
     submitted = await backend.store.submit(job, Accepted(job.id, MODEL))
-    await backend.lanes.enqueue(job.id, TENANT, job.spec.priority, submitted.deadline_ms)
+    prompt_id = job.spec.prompt_id
+    affinity = Affinity(prompt_id, PATIENCE_S) if prompt_id else None
+    await backend.lanes.enqueue(job.id, TENANT, job.spec.priority, submitted.deadline_ms, affinity)
     return job.id
 
 
@@ -253,11 +257,11 @@ async def until(predicate: Callable[[], bool]) -> None:
     await eventually(holds)
 
 
-async def undisturbed(spec: JobSpec) -> Recorder:
+async def undisturbed(spec: JobSpec, base: tuple[int, ...] = ()) -> Recorder:
     """Return the answer that a job of this spec gets from an engine that nothing disturbs."""
     engine, recorder = FakeEngine(MODEL, tokens_per_s=0, capacity=1), Recorder()
     await engine.load(lambda _what, _done: None)
-    engine.submit(Request("j:1", spec), recorder)
+    engine.submit(Request("j:1", spec, base=base), recorder)
     await recorder.ended()
     await engine.close()
     return recorder

@@ -7,6 +7,7 @@ from common.emitted import Emitted, emitted
 from common.events import (
     Accepted,
     Cancelled,
+    ChoiceEnd,
     Completed,
     Event,
     Expired,
@@ -36,13 +37,13 @@ FIRST_LIFE: tuple[Event, ...] = (
 )
 
 
-def make_log(events: tuple[Event, ...] = (ACCEPTED,)) -> AttemptLog:
-    """Return the log of an attempt that follows these events."""
+def make_log(events: tuple[Event, ...] = (ACCEPTED,), n: int = 1) -> AttemptLog:
+    """Return the log of an attempt at ``n`` answers that follows these events."""
     record = JobRecord(
         id="j",
         tenant="acme",
         incarnation="i",
-        spec=JobSpec("tiny", 8),
+        spec=JobSpec("tiny", 8, n=n),
         state=JobState.QUEUED,
         epoch=1,
         next=len(events),
@@ -117,14 +118,23 @@ def test_the_engine_continues_after_all_that_was_logged() -> None:
 
 
 def test_only_the_first_new_token_is_urgent() -> None:
-    """It asks for a flush of its own; a prefill, text alone and later tokens do not."""
-    log = take(make_log(FIRST_LIFE), Prefilled(3, 0, 0.1), Delta((), "a"))
+    """It asks for a flush of its own; a prefill, the prompt's echo and later tokens do not."""
+    log = take(make_log(FIRST_LIFE), Prefilled(3, 0, 0.1), Delta((), "Once", echo=True))
     urgent = [log.is_first_token]
     urgent.append(take(log, Delta((1,), "")).is_first_token)
     flush(log)
     urgent.append(log.is_first_token)
     urgent.append(take(log, Delta((2,), "b")).is_first_token)
     assert urgent == [False, True, False, False]
+
+
+def test_text_without_ids_is_a_token_too() -> None:
+    """A remote engine has no IDs: its first text is urgent and has its time."""
+    log = take(make_log(), Delta((), "Some"))
+    assert log.is_first_token
+    take(log, LENGTH)
+    assert log.end
+    assert log.end.timings.first_token_s > 0
 
 
 def test_a_server_that_lost_its_tail_gets_it_again() -> None:
@@ -212,13 +222,16 @@ def test_timings_are_those_of_this_attempt() -> None:
 
 def test_without_a_token_there_is_no_first_token_time() -> None:
     """An attempt that ends before its first token has zeros, not nonsense."""
-    log = take(make_log(), Delta((), "held"), CANCELLED)
+    log = take(make_log(), Delta((), "Once", echo=True), CANCELLED)
     assert log.end
     assert (log.end.timings.first_token_s, log.end.timings.decode_s) == (0, 0)
 
 
 _DELTAS = st.builds(
-    Delta, st.lists(st.integers(0, 300), max_size=3).map(tuple), st.text(max_size=3)
+    Delta,
+    st.lists(st.integers(0, 300), max_size=3).map(tuple),
+    st.text(max_size=3),
+    st.integers(0, 1),
 )
 _STEPS = st.lists(st.one_of(_DELTAS, st.just("flush"), st.just("reply lost"), st.integers(0, 8)))
 
@@ -244,7 +257,7 @@ class ServerModel:
 @given(_STEPS)
 def test_any_interleaving_logs_the_concatenation(steps: list[Delta | str | int]) -> None:
     """Whatever is flushed when, lost or repeated, the log says what the engine said, once."""
-    log = make_log(FIRST_LIFE)
+    log = make_log(FIRST_LIFE, n=2)
     server = ServerModel(log)
     deltas = [step for step in steps if isinstance(step, Delta)]
     for step in [*steps, "flush", "flush"]:
@@ -259,13 +272,15 @@ def test_any_interleaving_logs_the_concatenation(steps: list[Delta | str | int])
                 server.append(log.confirmed, log.unsent())
     assert log.is_sent
     events = tuple(decode_event(payload) for payload in server.payloads)
-    said = emitted(events)
-    assert said.ids == (7, 8, 9, *(i for delta in deltas for i in delta.ids))
-    assert said.text == "ab" + "".join(delta.text for delta in deltas)
-    tokens = [event for event in events if isinstance(event, Tokens)]
-    assert [t.index for t in tokens] == [
-        sum(len(earlier.ids) for earlier in tokens[:at]) for at in range(len(tokens))
-    ]
+    for choice, (ids, text) in enumerate([((7, 8, 9), "ab"), ((), "")]):
+        own = [delta for delta in deltas if delta.choice == choice]
+        said = emitted(events, choice)
+        assert said.ids == (*ids, *(i for delta in own for i in delta.ids))
+        assert said.text == text + "".join(delta.text for delta in own)
+        tokens = [e for e in events if isinstance(e, Tokens) and e.choice == choice]
+        assert [t.index for t in tokens] == [
+            sum(len(earlier.ids) for earlier in tokens[:at]) for at in range(len(tokens))
+        ]
 
 
 def test_a_restarted_answer_counts_from_zero() -> None:
@@ -280,3 +295,54 @@ def test_a_restarted_answer_counts_from_zero() -> None:
     assert log.request.id != first_id
     assert log.end
     assert log.end.usage.completion_tokens == 1
+
+
+def test_each_answer_has_an_event_of_its_own() -> None:
+    """One per answer and flush, each with its own index; the echo of the prompt comes first."""
+    log = make_log((ACCEPTED, Tokens(0, (5,), "v", choice=1)), n=2)
+    take(log, Delta((), "Once", echo=True), Delta((6,), "w", choice=1), Delta((1,), "a"))
+    take(log, Delta((7,), "x", choice=1), Delta((2,), "b"))
+    assert flush(log) == [
+        Tokens(0, (), "Once", echo=True),
+        Tokens(0, (1, 2), "ab"),
+        Tokens(1, (6, 7), "wx", choice=1),
+    ]
+
+
+def test_the_end_has_the_ends_of_all_answers() -> None:
+    """Their tokens add up."""
+    choices = (ChoiceEnd(0, FinishReason.STOP, True), ChoiceEnd(1, FinishReason.LENGTH, False))
+    log = take(make_log(n=2), Delta((1, 2), "ab"), Delta((3,), "c", choice=1))
+    take(log, Finished(FinishReason.STOP, is_eos=True, choices=choices))
+    assert isinstance(log.end, Completed)
+    assert (log.end.choices, log.end.is_eos) == (choices, True)
+    assert log.end.usage.completion_tokens == 3
+
+
+def test_a_deadline_expires_the_answers_that_go_on() -> None:
+    """The engine cancels them; an answer that had its end keeps it."""
+    ends = [ChoiceEnd(0, FinishReason.CANCELLED, False), ChoiceEnd(1, FinishReason.STOP, True)]
+    log = make_log(n=2)
+    log.expire = True
+    take(log, Finished(FinishReason.CANCELLED, choices=tuple(ends)))
+    assert isinstance(log.end, Expired)
+    assert log.end.finish_reason is FinishReason.EXPIRED
+    assert log.end.choices == (ChoiceEnd(0, FinishReason.EXPIRED, False), ends[1])
+
+
+def test_a_restart_begins_every_answer_anew() -> None:
+    """What was pending of the old ones is not said any more."""
+    log = make_log((*FIRST_LIFE, Tokens(0, (5,), "v", choice=1)), n=2)
+    take(log, Delta((6,), "w", choice=1))
+    log.restart("other model")
+    assert log.request.emitted == (Emitted(), Emitted())
+    take(log, Delta((1,), "x", choice=1))
+    assert flush(log) == [Reset("other model"), Tokens(0, (1,), "x", choice=1)]
+
+
+def test_an_engine_without_token_ids_counts_itself() -> None:
+    """Its number is the usage."""
+    end = Finished(FinishReason.STOP, completion_tokens=12)
+    log = take(make_log(), Delta((), "Some text"), end)
+    assert log.end
+    assert log.end.usage.completion_tokens == 12

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from common.connections import pubsub_client
 from common.keys import Keys
+from common.prompts import forget_message
 from tests.support.jobs import MODEL
 from tests.support.waiting import eventually, within
 from worker.bell import Bell
@@ -62,6 +63,19 @@ async def listeners(redis: Redis, channel: str) -> int:
     """Return how many connections listen to a channel."""
     [(_, count)] = await redis.pubsub_numsub(channel)
     return int(count)
+
+
+async def test_it_hears_what_to_forget(bell: Bell, redis: Redis, keys: Keys, ears: Ears) -> None:
+    """A prompt ID is not taken for a job; without a listener it is passed over."""
+    forgotten: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    await redis.publish(keys.worker_ctl("w1"), forget_message("acme", "a:b/c"))
+    await redis.publish(keys.worker_ctl("w1"), "job_1")
+    assert await ears.hear_cancel() == "job_1"
+    bell.on_forget = lambda tenant, prompt_id: forgotten.put_nowait((tenant, prompt_id))
+    await redis.publish(keys.worker_ctl("w1"), forget_message("acme", "a:b/c"))
+    async with within():
+        assert await forgotten.get() == ("acme", "a:b/c")
+    assert ears.cancelled.empty()
 
 
 @pytest.mark.usefixtures("bell")

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from common.events import Cancelled, Completed, Ended, Timings, Usage
+from common.events import Cancelled, ChoiceEnd, Completed, Ended, Timings, Usage
 from common.jobs import FinishReason
 from worker.metrics import Metrics
 
@@ -61,6 +62,14 @@ def test_the_heartbeat_has_the_same_figures() -> None:
 def test_durations_and_tokens_are_those_of_the_end(name: str, value: float) -> None:
     """First token counts from the acceptance; the time per token leaves the first one out."""
     assert observed(WHOLE)(name) == pytest.approx(value)
+
+
+def test_several_answers_have_no_pace_of_one() -> None:
+    """Their tokens came side by side: the job's time divided by them is nobody's wait."""
+    choices = tuple(ChoiceEnd(choice, FinishReason.STOP, True) for choice in range(2))
+    read = observed(msgspec.structs.replace(WHOLE, choices=choices))
+    assert read("time_per_output_token_seconds_count") == 0
+    assert read("time_to_first_token_seconds_count") == 1
 
 
 def test_a_job_without_tokens_has_no_token_times() -> None:

@@ -13,6 +13,7 @@ from tests.support.jobs import start as start_job
 from tests.support.waiting import eventually, within
 from tests.worker.conftest import MakeRig
 from tests.worker.rig import (
+    POLL_S,
     CutEngine,
     Rig,
     answer_to,
@@ -27,11 +28,13 @@ from tests.worker.rig import (
     text_of,
     until,
 )
+from worker import runner
 from worker.backend import Backend
 
 pytestmark = pytest.mark.anyio
 
 LOST_TOO_OFTEN = 3
+LONG_S = 60.0
 
 
 async def is_whole(backend: Backend, job_id: str) -> bool:
@@ -404,3 +407,34 @@ async def test_a_stranger_on_the_record_costs_a_loss(make_rig: MakeRig, backend:
         return await backend.lanes.depths() == []
 
     await eventually(is_free)
+
+
+async def test_new_work_goes_to_the_idle_worker(
+    make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy worker hears the same bell, and lets the idle one be first."""
+    monkeypatch.setattr(runner, "YIELD_S", LONG_S)
+    monkeypatch.setattr(runner, "MAX_YIELD_S", LONG_S)
+    busy = await make_rig(engine=CutEngine(0)).start()
+    await submit(backend)
+    await until(lambda: busy.runner.num_held == 1)
+    idle = await make_rig(engine=CutEngine(0)).start()
+    jobs = [await submit(backend) for _ in range(2)]
+    await until(lambda: idle.runner.num_held > 0)
+    assert jobs[0] in idle.runner._starting | idle.publisher.attempts.keys()
+    assert busy.runner.num_held == 1
+
+
+async def test_a_free_slot_is_filled_without_a_wait(
+    make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the bell makes a worker polite: what waits already is nobody else's to take."""
+    for _ in range(6):
+        await submit(backend)
+    monkeypatch.setattr(runner, "YIELD_S", LONG_S)
+    monkeypatch.setattr(runner, "MAX_YIELD_S", LONG_S)
+    rig = make_rig()
+    await rig.join()
+    rig.spawn(rig.publisher.run())
+    rig.spawn(rig.runner.run(2, POLL_S))
+    await at_rest(backend)

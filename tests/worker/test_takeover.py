@@ -6,7 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from common import scripts
-from common.emitted import emitted
+from common.emitted import Emitted, emitted, emitted_choices
+from common.events import Tokens
 from common.job_store import Append, Outcome
 from common.jobs import JobSpec, JobState
 from tests.support.jobs import MODEL, STOPPED, append, read, start
@@ -65,6 +66,32 @@ async def test_killed_at_this_token_the_answer_is_whole(
     assert (text_of(events), ids_of(events)) == (answer.text, answer.ids)
     assert (end.kind, end.is_eos, end.attempts) == ("completed", True, 2)
     assert end.usage.completion_tokens == NUM_TOKENS
+    await at_rest(backend)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 20, 47])
+async def test_killed_at_this_token_every_answer_is_whole(
+    cut: int, make_rig: MakeRig, backend: Backend
+) -> None:
+    """Of several answers each goes on where it was, the prompt is echoed once, logprobs fit."""
+    options = {"n": 3, "echo": True, "logprobs": 1}
+    dead = await make_rig(engine=CutEngine(cut)).start()
+    job_id = await hold_at(dead, backend, prompt=PROMPT, max_tokens=MAX_TOKENS, **options)
+    await dead.kill()
+    living = await make_rig().start()
+    await living.bury(dead.worker_id)
+    end = await end_of(backend, job_id)
+    events = await events_of(backend, job_id)
+    for choice, answer in enumerate(emitted_choices(events, 3)):
+        own = [e for e in events if isinstance(e, Tokens) and e.choice == choice]
+        logprobs = [entry for event in own for entry in event.logprobs]
+        assert tuple(entry.id for entry in logprobs) == answer.ids
+        assert answer.echo == ("" if choice else PROMPT)
+        assert len(answer.ids) == NUM_TOKENS + choice
+    single = await undisturbed(JobSpec(MODEL, MAX_TOKENS, prompt=PROMPT))
+    assert emitted(events) == Emitted(single.ids, single.text, PROMPT)
+    assert [choice.is_eos for choice in end.choices] == [True] * 3
+    assert end.usage.completion_tokens == 3 * NUM_TOKENS + 3
     await at_rest(backend)
 
 
@@ -131,7 +158,7 @@ async def test_two_workers_in_a_row_may_die(make_rig: MakeRig, backend: Backend)
     await second.bury(first.worker_id)
     await until(lambda: job_id in second.publisher.attempts)
     log = second.publisher.attempts[job_id]
-    await until(lambda: log.is_sent and len(log.payloads) > 4 and log._index == 7)
+    await until(lambda: log.is_sent and len(log.payloads) > 4 and log._pending.num_ids == 7)
     await second.kill()
     third = await make_rig().start()
     await third.bury(second.worker_id)

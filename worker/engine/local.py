@@ -60,7 +60,7 @@ class LocalEngine:
         self._cause: BaseException | None = None
         self._is_closed = False
         # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
-        self._loaded: "Parts | None" = None
+        self._loaded: Parts | None = None
         self._ended: asyncio.Future[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -105,7 +105,7 @@ class LocalEngine:
             asyncio.get_running_loop().call_soon(self._deliver_cancelled, run)
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
-        """Drop the KV tensors of a sequence from every tier, where no running request needs them."""
+        """Drop the KV tensors of a sequence from every tier, where no request needs them."""
         self._parts.forget(tenant, ids)
 
     def stats(self) -> EngineStats:
@@ -120,7 +120,7 @@ class LocalEngine:
         raise EngineFailed(f"The local engine failed: {self._cause!r}") from self._cause
 
     async def close(self) -> None:
-        """Stop after the current step and save the cache; a model that still loads is left alone."""
+        """Stop after the current step and save the cache; a loading model is left alone."""
         self._is_closed = True
         self._runs.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -141,7 +141,7 @@ class LocalEngine:
     async def _watch(self) -> None:
         """End an engine whose step does not end: its jobs are another worker's then."""
         limit_s = self._options.watchdog_s
-        while self._parts.thread.stalled_s < limit_s:
+        while self._parts.thread.stalled_s < limit_s:  # noqa: ASYNC110 - time itself is awaited
             await asyncio.sleep(limit_s / 10)
         self._fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
 

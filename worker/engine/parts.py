@@ -20,7 +20,7 @@ from worker.kv.tiers import Tiers
 from worker.model.checkpoint import Checkpoint
 from worker.model.fingerprint import fingerprint
 from worker.model.loading import LoadedModel, load_model
-from worker.model.network import build_network
+from worker.model.network import PagedModel, build_network
 
 # How long a worker that stops writes its cache to the disk.
 _SAVE_S = 5.0
@@ -40,7 +40,7 @@ class Parts:
     options: EngineOptions
 
     def probe(self, request: Request) -> str:
-        """Return how much of the prompt is cached; off the engine's thread, so a good guess only."""
+        """Return how much of the prompt is cached; off the engine's thread, so only a guess."""
         try:
             table, ids = self.intake.table(request)
         except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
@@ -51,12 +51,12 @@ class Parts:
         if not found:
             return "miss"
         # The rest of less than a block may be there too.
-        return "hit" if found >= len(ids) - self.options.block_tokens else "partial"
+        return "hit" if found >= len(ids) - self.core.cache.block_tokens else "partial"
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Drop the blocks of a sequence, where nobody holds them, before the next step."""
         table = self.intake.table_of(tenant, ids)
-        self.thread.post(Call(lambda: self.core.cache.forget(table)))
+        self.thread.post(Call(lambda: self.core.cache.forget(table, ids)))
 
     def save(self) -> None:
         """Write to the disk what is cached; the thread must have ended."""
@@ -66,7 +66,7 @@ class Parts:
             self.tiers.close()
 
     def stats(self, num_requests: int, tokens_per_s: float) -> EngineStats:
-        """Return the current load; figures of another thread, so each is right but not all at once."""
+        """Return the current load: another thread's figures, each right, not all at once."""
         core = self.core
         return EngineStats(
             running=core.scheduler.num_running,
@@ -106,17 +106,17 @@ def read_parts(
 ) -> Parts:
     """Load the model and build the engine around it; raises ``StartupFailed``."""
     model = load_model(checkpoint, options, progress)
-    paged = build_network(model, options)
-    limits = _limits(model, paged.pool)
+    paged = build_network(model, options, progress)
+    limits = _limits(model, paged)
     tiers = _tiers(options, limits, paged.pool)
-    cache = KvCache(paged.pool.num_blocks, options.block_tokens, paged.pool, tiers)
+    cache = KvCache(paged.num_blocks, limits.block_tokens, paged.pool, tiers)
     scheduler = Scheduler(cache, options.capacity, options.step_tokens)
     core = EngineCore(paged.network, cache, scheduler, model.device, options.threads)
     tokenizer = Tokenizer(model.tokenizer)
     info = EngineInfo(
         model=model.name,
         device=str(model.device),
-        dtype=limits.dtype,
+        dtype=str(model.dtype).removeprefix("torch."),
         context_len=min(limits.context_len, limits.cache_tokens),
         capacity=options.capacity,
     )
@@ -132,21 +132,23 @@ def read_parts(
     )
 
 
-def _limits(model: LoadedModel, pool: KvPool) -> Limits:
+def _limits(model: LoadedModel, paged: PagedModel) -> Limits:
+    block_tokens = paged.pool.shape.block_tokens
     return Limits(
         context_len=model.context_len,
         vocab_len=model.network.get_input_embeddings().num_embeddings,
         eos_ids=model.eos_ids,
-        cache_tokens=pool.num_blocks * pool.shape.block_tokens,
-        block_tokens=pool.shape.block_tokens,
+        cache_tokens=paged.num_blocks * block_tokens,
+        block_tokens=block_tokens,
         fingerprint=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        # Quantised weights make other KV tensors.
+        dtype=f"{str(model.dtype).removeprefix('torch.')} {paged.path}",
     )
 
 
 def _tiers(options: EngineOptions, limits: Limits, pool: KvPool) -> Tiers | None:
     if not options.kv_host_bytes and not options.kv_disk_bytes:
         return None
-    directory = options.cache_dir / "kv" / f"{limits.fingerprint}-{limits.dtype}"
+    directory = options.cache_dir / "kv" / f"{limits.fingerprint} {limits.dtype}".replace(" ", "-")
     disk = DiskTier(directory, options.kv_disk_bytes, pool.shape)
     return Tiers(HostTier(options.kv_host_bytes), disk)

@@ -133,7 +133,7 @@ class Engine(Protocol):
         ...
 
     async def probe(self, request: Request) -> str:
-        """Return how much of the prompt is held now: ``hit``, ``partial``, ``miss``, "" for unknown.
+        """Return how much of the prompt is held now: ``hit``, ``partial``, ``miss``, or "".
 
         Never raises for a bad request: that is said after ``submit``.
         """

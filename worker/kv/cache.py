@@ -155,13 +155,21 @@ class KvCache:
             if not self._tiers.save_again(content.key):
                 self._tiers.save(self._stored(table.blocks[number], content))
 
-    def forget(self, table: Table) -> None:
-        """Drop the blocks that the table names from every tier, where no sequence holds them."""
-        keys = table.chain[1:]
-        for key in keys:
-            block = self.manager.find_key(key)
-            if block is not None:
-                self.manager.drop(block)
+    def forget(self, table: Table, ids: Sequence[int]) -> None:
+        """Drop what begins like ``ids``, whole blocks and parts, from every tier.
+
+        What a sequence holds stays with it, but nobody else finds it.
+        """
+        keys: list[bytes] = []
+        for number in range(self.num_blocks_for(len(ids))):
+            first = number * self.block_tokens
+            own = tuple(ids[first : first + self.block_tokens])
+            parent = self._key(table, ids, number)
+            # A tail was left wherever an answer stopped, and there it was named.
+            keys += [extend(parent, own[:length]) for length in range(1, len(own) + 1)]
+            for block, content in list(self.manager.children(parent)):
+                if _common_len(content.ids, own) == min(len(content.ids), len(own)):
+                    self.manager.drop(block)
         if self._tiers is not None:
             self._tiers.forget(keys)
 

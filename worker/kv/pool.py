@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """The KV cache of a model: the same for every layer. ``head_dim`` is in numbers of ``dtype``."""
+    """The KV cache of a model, the same for every layer: numbers of ``dtype``."""
 
     num_layers: int
     num_heads: int  # of keys and values

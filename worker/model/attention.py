@@ -1,4 +1,7 @@
-"""Attention over a paged KV cache, in torch's own operators: the reference, and the generic path."""
+"""Attention over a paged KV cache in torch's own operators: it works for every model."""
+
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,17 +16,41 @@ def store(keys: Tensor, values: Tensor, batch: Batch, new_keys: Tensor, new_valu
     values[batch.blocks, batch.offsets] = new_values.to(values.dtype)
 
 
-class PagedAttention:
-    """Causal attention of one batch over a layer's blocks; made once per batch, used by all layers.
+class UnsupportedAttention(Exception):
+    """Attention cannot be computed in this way as the model asks for it."""
+
+
+class Attention(Protocol):
+    """Causal attention of one batch over a layer's blocks; made once per batch, for all layers."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scale: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Return the attention's output [T, heads, dim] for queries of the same shape.
+
+        ``keys`` and ``values`` are a layer's blocks [block, token, key-value heads, dim]. A token
+        sees the ``window`` last positions, its own included; ``softcap`` bounds the scores.
+        """
+        ...
+
+
+class GatheredAttention(Attention):
+    """Copies the blocks together and runs torch's attention on them: works everywhere.
 
     Sequences with one token (they come first in the batch) are computed together, padded to the
     longest; the others one after the other. Gathering the blocks costs a copy of what is read.
     """
 
-    def __init__(self, batch: Batch, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
+    def __init__(self, batch: Batch) -> None:
         starts, lengths = batch.starts.tolist(), batch.lengths.tolist()
-        query_lens = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        query_lens = [end - start for start, end in pairwise(starts)]
         num_decodes = next(
             (number for number, length in enumerate(query_lens) if length > 1), len(query_lens)
         )
@@ -44,12 +71,10 @@ class PagedAttention:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """Return the attention's output [T, heads, dim] for queries of the same shape.
-
-        ``keys`` and ``values`` are a layer's blocks [block, token, key-value heads, dim]. A token
-        sees the ``window`` last positions, its own included; ``softcap`` bounds the scores.
-        """
-        parts = [group.attend(query, keys, values, scale, window, softcap) for group in self._groups]
+        """Return the attention's output; see ``Attention``."""
+        parts = [
+            group.attend(query, keys, values, scale, window, softcap) for group in self._groups
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.kv.pool import KvPool
-from worker.model.attention import PagedAttention, store
+from worker.model.attention import Attention, GatheredAttention, store
 from worker.model.batch import Batch
 
 Attend = Callable[..., tuple[Tensor, None]]
@@ -38,6 +38,8 @@ class GenericNetwork:
 
     def __init__(self, network: Any) -> None:
         self._network = network
+        # How attention is computed; may be replaced before the first ``forward``.
+        self.make_attention: Callable[[Batch], Attention] = GatheredAttention
         self._own_attention: str = network.config._attn_implementation  # noqa: SLF001
         # The attention layers, in the order in which they are called.
         self._layers: dict[int, int] = {}
@@ -45,7 +47,7 @@ class GenericNetwork:
         self._pool: KvPool | None = None
         # Set during ``forward``.
         self._batch: Batch | None = None
-        self._attention: PagedAttention | None = None
+        self._attention: Attention | None = None
         self._name = f"headrace-{next(_numbers)}"
         AttentionInterface.register(self._name, self._attend)
         AttentionMaskInterface.register(self._name, lambda *_args, **_kwargs: None)
@@ -89,7 +91,7 @@ class GenericNetwork:
         """Run the tokens through the model; see ``Network``."""
         assert self._pool is not None, "attach() comes first"
         self._batch = batch
-        self._attention = PagedAttention(batch, self._pool.shape.block_tokens)
+        self._attention = self.make_attention(batch)
         return self._call(batch)
 
     def reference(self, ids: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class GenericNetwork:
         logits: Tensor = output.logits[0].float()
         return logits
 
-    def _attend(
+    def _attend(  # noqa: PLR0913, PLR0917 - transformers' signature
         self,
         module: Any,
         query: Tensor,
@@ -122,7 +124,7 @@ class GenericNetwork:
         softcap: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        """Transformers' attention function: [1, heads, T, dim] in, [1, T, heads, dim] out."""
+        """Be transformers' attention function: [1, heads, T, dim] in, [1, T, heads, dim] out."""
         _refuse_extras(options)
         assert self._pool is not None
         assert self._batch is not None

@@ -40,9 +40,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
 
 
-def load_model(
-    checkpoint: Checkpoint, options: EngineOptions, progress: Progress
-) -> LoadedModel:
+def load_model(checkpoint: Checkpoint, options: EngineOptions, progress: Progress) -> LoadedModel:
     """Load the checkpoint, after its conversion if it needs one.
 
     Raises ``StartupFailed``, with one line for whatever transformers says at length.

@@ -1,92 +1,138 @@
-"""From a loaded model to one that runs over paged blocks: the fastest path that can do it."""
+"""From a loaded model to one that runs over paged blocks, on the fastest path that can do it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import structlog
 import torch
-from torch import Tensor
 
 from common.errors import StartupFailed
 from worker.engine.options import EngineOptions
+from worker.engine.protocol import Progress
 from worker.kv.pool import KvPool, KvShape
-from worker.model.batch import Batch, Network
+from worker.model import flash, fused
+from worker.model.attention import GatheredAttention, UnsupportedAttention
+from worker.model.batch import Network
 from worker.model.generic import GenericNetwork, UnsupportedModel
+from worker.model.graphs import GraphedNetwork
 from worker.model.loading import LoadedModel
 from worker.model.memory import num_blocks
+from worker.model.trial import Trial
 
-# Longer than two blocks, and no multiple of one.
-_TRIAL_LEN = 43
-# Of the greatest logit: what rounding may change in the numbers of the model.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class PagedModel:
-    """A network and the blocks that it writes to."""
+    """A network and the blocks that it writes to; ``path`` says how it computes."""
 
     network: Network
     pool: KvPool
+    num_blocks: int  # of the pool, without the one that nobody reads
+    path: str
 
 
-def build_network(model: LoadedModel, options: EngineOptions) -> PagedModel:
+def build_network(model: LoadedModel, options: EngineOptions, progress: Progress) -> PagedModel:
     """Return the model over a pool of blocks; raises ``StartupFailed`` for what cannot be paged.
 
-    Whatever path is chosen, its logits are compared with the model's own first.
+    A path is taken only if it computes, over paged blocks and in parts, what the model computes
+    by its own means.
     """
     try:
-        generic = GenericNetwork(model.network)
         with torch.inference_mode():
-            shape = _shape(generic, model, options.block_tokens)
-        pool = KvPool(shape, num_blocks(shape, model, options), model.device)
+            generic = GenericNetwork(model.network)
+            shape = _shape(generic, model, options)
+        number = num_blocks(shape, model, options)
+        pool = KvPool(shape, number + 1, model.device)
         generic.attach(pool)
         with torch.inference_mode():
-            _compare(generic, generic, pool, _TOLERANCE[model.dtype])
+            trial = Trial(generic, pool)
+            path, network = _choose(generic, model, pool, options, trial, progress)
     except UnsupportedModel as error:
         raise StartupFailed(
             f"{model.name} ({model.network.config.model_type}) cannot be served: {error}. "
             "The engine runs decoder models with plain causal attention."
         ) from error
-    return PagedModel(generic, pool)
+    _log.info("network_ready", path=path, blocks=number)
+    return PagedModel(network, pool, number, path)
 
 
-def _shape(generic: GenericNetwork, model: LoadedModel, block_tokens: int) -> KvShape:
+def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) -> KvShape:
     if model.network.config.is_encoder_decoder:
         raise UnsupportedModel("it is an encoder-decoder model")
     layers = generic.measure()
     if len(set(layers)) > 1:
         raise UnsupportedModel("its layers have KV tensors of different sizes")
+    is_flash = flash.supports(model.device, model.dtype)
+    block_tokens = flash.BLOCK_TOKENS if is_flash else options.block_tokens
     first = layers[0]
     return KvShape(len(layers), first.num_heads, first.head_dim, block_tokens, model.dtype)
 
 
-def _compare(
-    generic: GenericNetwork, network: Network, pool: KvPool, tolerance: float
-) -> None:
-    """Run a text in three parts, and compare with the model's own attention over all of it."""
-    device = pool.blocks.device
-    vocab_len = generic.vocab_len
-    ids = torch.arange(7, 7 + 31 * _TRIAL_LEN, 31, device=device) % vocab_len
-    expected = generic.reference(ids)
-    for start, end in ((0, 20), (20, _TRIAL_LEN - 1), (_TRIAL_LEN - 1, _TRIAL_LEN)):
-        logits = network.forward(_trial(ids, start, end, pool.shape.block_tokens))
-        error = (logits[0] - expected[end - 1]).abs().max().item()
-        if not error <= tolerance * max(1.0, expected[end - 1].abs().max().item()):
-            raise UnsupportedModel("over paged blocks it computes something else")
+_Path = tuple[str, Callable[[], Network], bool]
+"""A path's name, what builds it, and whether it quantises."""
 
 
-def _trial(ids: Tensor, start: int, end: int, block_tokens: int) -> Batch:
-    """Return a batch with a part of one sequence, in the pool's first blocks, from behind."""
-    device = ids.device
-    positions = torch.arange(start, end, device=device)
-    table = torch.arange(-(-_TRIAL_LEN // block_tokens), device=device).flip(0)
-    return Batch(
-        ids=ids[start:end],
-        positions=positions,
-        blocks=table[positions // block_tokens],
-        offsets=positions % block_tokens,
-        starts=torch.tensor([0, end - start], dtype=torch.int32, device=device),
-        lengths=torch.tensor([end], dtype=torch.int32, device=device),
-        tables=table[None].int(),
-        rows=torch.tensor([end - start - 1], device=device),
-        max_query_len=end - start,
-        max_length=end,
+def _choose(
+    generic: GenericNetwork,
+    model: LoadedModel,
+    pool: KvPool,
+    options: EngineOptions,
+    trial: Trial,
+    progress: Progress,
+) -> tuple[str, Network]:
+    for name, build, is_quantized in _paths(generic, model, pool, options):
+        progress(f"preparing ({name})", 0.0)
+        try:
+            network = build()
+            if trial.passes(network, is_quantized=is_quantized):
+                return name, network
+            reason = "it computes something else"
+        except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0]
+        _log.warning("path_refused", path=name, reason=reason)
+    raise UnsupportedModel("over paged blocks it computes something else")
+
+
+def _paths(
+    generic: GenericNetwork, model: LoadedModel, pool: KvPool, options: EngineOptions
+) -> Iterator[_Path]:
+    """Yield the ways to run the model, the fastest first."""
+    quantize = options.quantize
+    if model.device.type == "cpu":
+        can_fuse = model.dtype == torch.float32 and fused.supports(model.network)
+        kind = "int8" if quantize == "auto" else quantize
+        if can_fuse:
+            yield f"fused {kind}", lambda: fused.FusedLlama(model, pool, kind), kind != "none"
+        if can_fuse and quantize == "auto":
+            yield "fused", lambda: fused.FusedLlama(model, pool, "none"), False
+    if quantize in ("int8", "int4"):
+        raise UnsupportedModel(
+            f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
+        )
+    if flash.supports(model.device, model.dtype):
+        yield "flash, graphs", lambda: _graphed(generic, model, pool, options), False
+        yield "flash", lambda: _with_flash(generic), False
+    yield "generic", lambda: _with_gathering(generic), False
+
+
+def _with_flash(generic: GenericNetwork) -> Network:
+    generic.make_attention = flash.FlashAttention
+    return generic
+
+
+def _with_gathering(generic: GenericNetwork) -> Network:
+    generic.make_attention = GatheredAttention
+    return generic
+
+
+def _graphed(
+    generic: GenericNetwork, model: LoadedModel, pool: KvPool, options: EngineOptions
+) -> Network:
+    block_tokens = pool.shape.block_tokens
+    max_blocks = -(-model.context_len // block_tokens)
+    graphed = GraphedNetwork(
+        _with_flash(generic), options.capacity, max_blocks, pool.num_blocks - 1
     )
+    graphed.capture(model.device, block_tokens)
+    return graphed

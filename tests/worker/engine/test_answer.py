@@ -1,10 +1,13 @@
 """Answers: their ends, and their rebuilding from what was logged."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.emitted import Emitted
+from common.events import TokenLogprob
 from common.jobs import JobSpec
 from tests.worker.engine.recorder import EOS, FRESH, LENGTH, STOP
 from worker.engine.answer import Answer, TakeoverMismatch
@@ -13,22 +16,40 @@ from worker.engine.text import byte_step
 EOS_ID = 256
 
 
-def _make_spec(max_tokens: int = 1000, stop: tuple[str, ...] = ()) -> JobSpec:
-    return JobSpec(model="m", max_tokens=max_tokens, prompt="p", stop=stop)
+def _make_spec(
+    max_tokens: int = 1000,
+    stop: tuple[str, ...] = (),
+    stop_token_ids: tuple[int, ...] = (),
+    min_tokens: int = 0,
+    ignore_eos: bool = False,
+) -> JobSpec:
+    return JobSpec(
+        model="m",
+        max_tokens=max_tokens,
+        prompt="p",
+        stop=stop,
+        stop_token_ids=stop_token_ids,
+        min_tokens=min_tokens,
+        ignore_eos=ignore_eos,
+    )
 
 
-def _make_answer(spec: JobSpec, emitted: Emitted = FRESH) -> Answer:
-    return Answer(spec, byte_step(), frozenset({EOS_ID}), emitted)
+def _make_answer(spec: JobSpec, emitted: Emitted = FRESH, choice: int = 0) -> Answer:
+    return Answer(spec, byte_step(), frozenset({EOS_ID}), emitted, choice)
 
 
 specs = st.builds(
     _make_spec,
     max_tokens=st.integers(0, 60),
     stop=st.lists(st.text("abé水", min_size=1, max_size=4), max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.sampled_from([*b"ab", 300]), max_size=2).map(tuple),
+    min_tokens=st.just(0) | st.integers(0, 60),
+    ignore_eos=st.booleans(),
 )
-id_lists = st.tuples(st.text("aabé水🌊", max_size=20), st.booleans()).map(
-    lambda pair: [*pair[0].encode(), *([EOS_ID] if pair[1] else [])]
-)
+_pieces = st.text("aabé水🌊", max_size=20).map(lambda text: list(text.encode()))
+id_lists = st.lists(
+    _pieces | st.sampled_from([EOS_ID, 300]).map(lambda token_id: [token_id]), max_size=4
+).map(lambda lists: list(itertools.chain(*lists)))
 
 
 @given(specs, id_lists, st.integers(0, 90), st.integers(0, 90))
@@ -56,6 +77,14 @@ def test_portions_do_not_matter(spec: JobSpec, ids: list[int]) -> None:
     assert "".join(part.text for part in deltas) == delta.text
     assert sum((part.ids for part in deltas), ()) == delta.ids
     assert single.end == whole.end
+
+
+@given(specs, id_lists)
+def test_of_the_first_tokens_none_ends_it(spec: JobSpec, ids: list[int]) -> None:
+    """Before ``min_tokens`` only the length is an end."""
+    answer = _make_answer(spec)
+    answer.take(ids[: spec.min_tokens])
+    assert answer.end in (None, LENGTH)
 
 
 def test_the_end_of_sequence_ends_it() -> None:
@@ -111,3 +140,46 @@ def test_other_text_than_logged_is_a_mismatch(text: str) -> None:
     """Logged text that the logged IDs do not start with cannot be continued."""
     with pytest.raises(TakeoverMismatch):
         _make_answer(_make_spec(), Emitted(tuple(b"hi"), text))
+
+
+def test_a_stop_token_ends_it_without_its_text() -> None:
+    """It is an ID of the answer; the end is not the model's own."""
+    answer = _make_answer(_make_spec(stop_token_ids=(10,)))
+    delta = answer.take(b"hi\nyou")
+    assert (delta.ids, delta.text, answer.end) == (tuple(b"hi\n"), "hi", STOP)
+
+
+def test_an_eos_that_is_ignored_is_a_token() -> None:
+    """It counts and says nothing; as a stop token it still ends the answer."""
+    ids = (104, EOS_ID, 105)
+    answer = _make_answer(_make_spec(max_tokens=3, ignore_eos=True))
+    assert (answer.take(ids).text, answer.end) == ("hi", LENGTH)
+    answer = _make_answer(_make_spec(ignore_eos=True, stop_token_ids=(EOS_ID,)))
+    assert (answer.take(ids).text, answer.end) == ("h", STOP)
+
+
+def test_ends_that_come_too_early_are_text() -> None:
+    """A stop string among the first ``min_tokens`` stays, the same string behind them ends it."""
+    answer = _make_answer(_make_spec(stop=("lo", "lol"), min_tokens=5))
+    assert answer.take(b"hello you, lo!").text == "hello you, "
+    assert answer.end == STOP
+
+
+def test_a_stop_string_may_begin_among_the_first_tokens() -> None:
+    """The token that completes it counts."""
+    answer = _make_answer(_make_spec(stop=("lo",), min_tokens=4))
+    assert answer.take(b"hello you").text == "hel"
+
+
+def test_the_end_of_sequence_may_follow_the_first_tokens() -> None:
+    """``min_tokens`` tokens and an EOS are an answer."""
+    answer = _make_answer(_make_spec(min_tokens=2))
+    assert answer.take([104, 105, EOS_ID]).ids == (104, 105, EOS_ID)
+    assert answer.end == EOS
+
+
+def test_logprobs_go_with_their_ids() -> None:
+    """Those of tokens behind the end are dropped like the tokens."""
+    logprobs = [TokenLogprob(token_id, chr(token_id), -1.0) for token_id in b"hi!"]
+    delta = _make_answer(_make_spec(max_tokens=2), choice=3).take(b"hi!", logprobs)
+    assert (delta.logprobs, delta.choice) == (tuple(logprobs[:2]), 3)

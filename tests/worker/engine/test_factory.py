@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from common.errors import StartupFailed
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.fake import FakeEngine
 from worker.engine.local import LocalEngine
+from worker.engine.remote import RemoteEngine
 
 _FAKE_WITHOUT_TORCH = """
 import sys
@@ -17,11 +19,12 @@ from pathlib import Path
 sys.modules.update(torch=None, transformers=None, tokenizers=None)  # importing them fails
 from worker.engine.factory import EngineOptions, create_engine
 create_engine("fake", EngineOptions("m", Path()))
+create_engine("remote", EngineOptions("m", Path(), upstream="http://127.0.0.1"))
 """
 
 
-def test_the_fake_engine_needs_no_torch() -> None:
-    """A worker for tests starts where the worker extra is not installed."""
+def test_the_fake_and_the_remote_engine_need_no_torch() -> None:
+    """A worker for tests, or of a remote model, starts where the worker extra is not installed."""
     subprocess.run([sys.executable, "-c", _FAKE_WITHOUT_TORCH], check=True)
 
 
@@ -40,3 +43,16 @@ def test_public_names(tmp_path: Path) -> None:
     assert public_name("fake", "anything") == "anything"
     with pytest.raises(StartupFailed):
         public_name("local", "./missing")
+
+
+def test_a_remote_engine_needs_an_upstream(tmp_path: Path) -> None:
+    """Its model is named as the upstream names it."""
+    options = EngineOptions("org/model:7b", tmp_path, upstream="http://127.0.0.1:8000")
+    assert isinstance(create_engine("remote", options), RemoteEngine)
+    assert public_name("remote", "org/model:7b") == "org/model:7b"
+    with pytest.raises(StartupFailed, match="--model"):
+        public_name("remote", "a {name}")
+    with pytest.raises(StartupFailed, match="--upstream"):
+        create_engine("remote", EngineOptions("m", tmp_path))
+    with pytest.raises(StartupFailed, match="HEADRACE_UPSTREAM_KEY"):
+        create_engine("remote", replace(options, upstream_key="a\nb"))

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
-from common.emitted import Emitted
+from common.emitted import Emitted, emitted_choices
 from common.errors import EngineFailed
 from common.jobs import JobSpec, Message
 from tests.worker.engine.recorder import CANCELLED, EOS, FRESH, LENGTH, STOP, Recorder
-from worker.engine.fake import EOS_ID, FakeEngine
-from worker.engine.protocol import Output, Request
+from worker.engine.book import EOS_ID
+from worker.engine.fake import FakeEngine
+from worker.engine.protocol import Delta, Output, Request
+from worker.pending import Pending
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +105,81 @@ async def test_resumed_at_every_cut_it_says_the_rest(engine: FakeEngine) -> None
         assert await rest.ended() == EOS
         assert part.ids + rest.ids == whole.ids
         assert part.text + rest.text == whole.text
+
+
+def _answers(recorder: Recorder, n: int) -> tuple[Emitted, ...]:
+    """Return what was said, answer by answer, as a log of it would say."""
+    pending = Pending((FRESH,) * n)
+    for output in recorder.outputs:
+        if isinstance(output, Delta):
+            pending.take(output)
+    return emitted_choices(pending.drain(), n)
+
+
+async def test_several_answers_differ_and_end_together(engine: FakeEngine) -> None:
+    """The first is the one that a single request gets; each ends a token later than the last."""
+    spec = _make_spec("hello [eos=7]")
+    single = _submit(engine, spec)
+    several = Recorder()
+    three = msgspec.structs.replace(spec, n=3)
+    engine.submit(Request("j:2", three, (FRESH,) * 3), several)
+    end = await several.ended()
+    await single.ended()
+    answers = _answers(several, 3)
+    assert answers[0] == Emitted(single.ids, single.text)
+    assert [len(answer.ids) for answer in answers] == [8, 9, 10]
+    assert len({answer.text for answer in answers}) == 3
+    assert [choice.choice for choice in end.choices if choice.is_eos] == [0, 1, 2]
+
+
+async def test_several_answers_resumed_at_every_cut_say_the_rest(engine: FakeEngine) -> None:
+    """Also where some of them had ended, and in the middle of the prompt."""
+    spec = _make_spec("resume [eos=5]", stop=("  ",))
+    spec = msgspec.structs.replace(spec, n=2, echo=True)
+    whole = Recorder()
+    engine.submit(Request("j:1", spec, (FRESH, FRESH)), whole)
+    end = await whole.ended()
+    for cut in range(len(_deltas(whole)) + 1):
+        rest, part = Recorder(), Recorder()
+        for delta in _deltas(whole)[:cut]:
+            part(delta)
+        engine.submit(Request(f"j:{cut}", spec, _answers(part, 2)), rest)
+        assert await rest.ended() == end
+        for output in rest.outputs[1:-1]:
+            part(output)
+        assert _answers(part, 2) == _answers(whole, 2)
+
+
+async def test_the_prompt_is_echoed_before_the_answer(engine: FakeEngine) -> None:
+    """Once, and apart from the answer's own text."""
+    answer = _submit(engine, msgspec.structs.replace(_make_spec("hello"), echo=True))
+    await answer.ended()
+    assert _deltas(answer)[0] == Delta((), "hello", echo=True)
+    assert [answer.echo for answer in _answers(answer, 1)] == ["hello"]
+
+
+async def test_every_token_has_its_logprobs(engine: FakeEngine) -> None:
+    """As many alternatives as were asked for, the chosen token among them."""
+    answer = _submit(engine, msgspec.structs.replace(_make_spec("hello [eos=9]"), logprobs=2))
+    await answer.ended()
+    deltas = [output for output in _deltas(answer) if isinstance(output, Delta)]
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert tuple(entry.id for entry in entries) == answer.ids
+    assert all(len(entry.top) == 2 and entry.top[0].id == entry.id for entry in entries)
+
+
+async def test_min_tokens_and_ignored_ends_make_it_longer(engine: FakeEngine) -> None:
+    """The end of sequence comes later, or is a token like any other; a stop token ends it."""
+    spec = _make_spec("hello [eos=3]", max_tokens=20)
+    later = _submit(engine, msgspec.structs.replace(spec, min_tokens=10), "j:1")
+    assert (await later.ended(), len(later.ids)) == (EOS, 11)
+    on = _submit(engine, msgspec.structs.replace(spec, ignore_eos=True), "j:2")
+    assert (await on.ended(), on.ids[3]) == (LENGTH, EOS_ID)
+    stop_ids = (on.ids[10],)
+    early = msgspec.structs.replace(spec, ignore_eos=True, stop_token_ids=stop_ids)
+    stopped = _submit(engine, early, "j:3")
+    assert await stopped.ended() == STOP
+    assert stopped.ids == on.ids[: on.ids.index(stop_ids[0]) + 1]
 
 
 def _deltas(recorder: Recorder) -> list[Output]:

@@ -1,0 +1,1 @@
+"""The whole stack beside ``vllm serve``, measured by vLLM's own client."""

@@ -1,0 +1,143 @@
+"""What prompt IDs stand for: the token IDs of a conversation, and who holds its tensors.
+
+An entry is a hint about tensors (a wrong one costs a prefill) and the truth about token IDs. It is
+scoped by tenant and model, and lives for its time after the last use.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from common.keys import Keys, scoped, unscoped
+from common.scripts import Argument, Script
+
+PROMPT_TTL_S = 86_400.0
+
+_COMMIT = Script("commit_prompt")
+_FORGET = "forget:"
+_FIELDS = ("version", "worker", "job", "length", "digest", "recompute_ms", "updated_ms", "tier")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrompt:
+    """What is stored under a prompt ID. Times are milliseconds of Redis's clock.
+
+    ``version`` counts the jobs that committed, from 1; ``job`` was the last. ``worker`` made the
+    sequence and holds its tensors in ``tier``, as far as it said. Recomputing them would take
+    ``recompute_ms`` (0: not known). ``ttl_ms`` are left. ``ids`` is empty unless asked for.
+    """
+
+    version: int
+    worker: str
+    job: str
+    length: int
+    digest: str
+    recompute_ms: int
+    updated_ms: int
+    tier: str
+    ttl_ms: int
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The sequence of a completed job, as the worker with this epoch made it."""
+
+    job: str
+    epoch: int
+    worker: str
+    ids: tuple[int, ...]
+    recompute_ms: int = 0
+    tier: str = ""
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Return token IDs as little-endian unsigned 32-bit numbers."""
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def unpack_ids(packed: bytes) -> tuple[int, ...]:
+    """Return the token IDs of ``pack_ids``."""
+    return struct.unpack(f"<{len(packed) // 4}I", packed)
+
+
+def forget_message(tenant: str, prompt_id: str) -> str:
+    """Return what a worker's control channel says when a prompt ID's tensors are to be dropped."""
+    return _FORGET + scoped(tenant, prompt_id)
+
+
+def read_forget(message: str) -> tuple[str, str] | None:
+    """Return the tenant and the prompt ID of ``forget_message``, None for another message."""
+    if not message.startswith(_FORGET):
+        return None
+    return unscoped(message.removeprefix(_FORGET))
+
+
+class PromptIndex:
+    """The prompt IDs of one model. Raises redis-py's errors unchanged."""
+
+    def __init__(self, redis: Redis, keys: Keys, model: str, ttl_s: float = PROMPT_TTL_S) -> None:
+        self._redis = redis
+        self._keys = keys.model(model)
+        self._ttl_ms = round(ttl_s * 1000)
+
+    async def read(
+        self, tenant: str, prompt_id: str, *, with_ids: bool = False
+    ) -> StoredPrompt | None:
+        """Return what is stored, or None."""
+        key = self._keys.prompt(tenant, prompt_id)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(key, [*_FIELDS, "ids"] if with_ids else list(_FIELDS))
+            pipeline.pttl(key)
+            fields, ttl_ms = await pipeline.execute()
+        return _stored(fields, ttl_ms) if fields[0] is not None else None
+
+    async def use(self, tenant: str, prompt_id: str) -> StoredPrompt | None:
+        """Return what is stored, with its token IDs, and keep it for its time from now on."""
+        stored = await self.read(tenant, prompt_id, with_ids=True)
+        if stored is not None:
+            await self._redis.pexpire(self._keys.prompt(tenant, prompt_id), self._ttl_ms)
+        return stored
+
+    async def commit(self, tenant: str, prompt_id: str, sequence: Commit) -> int:
+        """Store the sequence and return its version; the same job again has the same version."""
+        packed = pack_ids(sequence.ids)
+        fields: dict[str, Argument] = {
+            "worker": sequence.worker,
+            "length": len(sequence.ids),
+            "digest": hashlib.blake2b(packed, digest_size=16).hexdigest(),
+            "ids": packed,
+            "recompute_ms": sequence.recompute_ms,
+            "tier": sequence.tier,
+        }
+        args: list[Argument] = [self._ttl_ms, sequence.job, sequence.epoch]
+        args += [part for field in fields.items() for part in field]
+        return int(await _COMMIT.run(self._redis, [self._keys.prompt(tenant, prompt_id)], args))
+
+    async def forget(self, tenant: str, prompt_id: str) -> str | None:
+        """Forget the prompt ID; returns the worker that held it, None where nothing was stored."""
+        key = self._keys.prompt(tenant, prompt_id)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hget(key, "worker")
+            pipeline.delete(key)
+            worker, _ = await pipeline.execute()
+        return worker.decode() if worker is not None else None
+
+
+def _stored(fields: list[bytes], ttl_ms: int) -> StoredPrompt:
+    version, worker, job, length, digest, recompute_ms, updated_ms, tier, *ids = fields
+    return StoredPrompt(
+        version=int(version),
+        worker=worker.decode(),
+        job=job.decode(),
+        length=int(length),
+        digest=digest.decode(),
+        recompute_ms=int(recompute_ms),
+        updated_ms=int(updated_ms),
+        tier=tier.decode(),
+        ttl_ms=ttl_ms,
+        ids=unpack_ids(ids[0]) if ids else (),
+    )

@@ -1,0 +1,135 @@
+"""The prompt index: what is stored, which version it is, and who may see it."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from common.keys import Keys
+from common.prompts import (
+    Commit,
+    PromptIndex,
+    forget_message,
+    pack_ids,
+    read_forget,
+    unpack_ids,
+)
+from tests.support.jobs import MODEL, TENANT
+
+TTL_S = 600.0
+CHAT = "chat/1"
+
+
+@pytest.fixture
+def prompts(redis: Redis, keys: Keys) -> PromptIndex:
+    """The index of one model."""
+    return PromptIndex(redis, keys, MODEL, TTL_S)
+
+
+def made_by(job: str, *ids: int, epoch: int = 1, worker: str = "w1") -> Commit:
+    """Return what a job leaves behind."""
+    return Commit(job, epoch, worker, ids or (1, 2, 3), recompute_ms=40, tier="device")
+
+
+async def test_nothing_is_stored_at_first(prompts: PromptIndex) -> None:
+    """An unknown ID has no entry, with or without token IDs, and cannot be forgotten."""
+    assert await prompts.read(TENANT, CHAT) is None
+    assert await prompts.use(TENANT, CHAT) is None
+    assert await prompts.forget(TENANT, CHAT) is None
+
+
+async def test_what_was_committed_can_be_read(prompts: PromptIndex) -> None:
+    """All of it, the token IDs on demand."""
+    assert await prompts.commit(TENANT, CHAT, made_by("j1", 5, 0, 2**32 - 1)) == 1
+    stored = await prompts.read(TENANT, CHAT, with_ids=True)
+    assert stored
+    assert (stored.version, stored.job, stored.worker, stored.tier) == (1, "j1", "w1", "device")
+    assert (stored.ids, stored.length, stored.recompute_ms) == ((5, 0, 2**32 - 1), 3, 40)
+    assert stored.updated_ms > 0
+    assert 0 < stored.ttl_ms <= TTL_S * 1000
+    without = await prompts.read(TENANT, CHAT)
+    assert without
+    assert (without.ids, without.digest) == ((), stored.digest)
+
+
+async def test_every_job_makes_one_version(prompts: PromptIndex) -> None:
+    """A commit whose reply was lost, or that a take-over repeats, counts once."""
+    versions = [
+        await prompts.commit(TENANT, CHAT, made_by(job)) for job in ("j1", "j1", "j2", "j2", "j3")
+    ]
+    assert versions == [1, 1, 2, 2, 3]
+
+
+async def test_commits_at_once_get_different_versions(prompts: PromptIndex) -> None:
+    """No version is given to two jobs, however they meet."""
+    jobs = [f"j{number}" for number in range(20)]
+    commits = [prompts.commit(TENANT, CHAT, made_by(job)) for job in jobs]
+    assert sorted(await asyncio.gather(*commits)) == list(range(1, 21))
+
+
+async def test_a_take_over_replaces_what_its_job_stored(prompts: PromptIndex) -> None:
+    """The version stays, the holder is the new one; the fenced worker changes nothing any more."""
+    await prompts.commit(TENANT, CHAT, made_by("j1", 1, epoch=7, worker="first"))
+    assert await prompts.commit(TENANT, CHAT, made_by("j1", 2, epoch=8, worker="second")) == 1
+    assert await prompts.commit(TENANT, CHAT, made_by("j1", 1, epoch=7, worker="first")) == 1
+    stored = await prompts.read(TENANT, CHAT, with_ids=True)
+    assert stored
+    assert (stored.worker, stored.ids) == ("second", (2,))
+
+
+async def test_tenants_and_models_do_not_meet(
+    prompts: PromptIndex, redis: Redis, keys: Keys
+) -> None:
+    """One name stands for another thing in every scope, also where names have colons."""
+    await prompts.commit(TENANT, "a:b", made_by("j1"))
+    assert await prompts.read("other", "a:b") is None
+    assert await prompts.read(f"{TENANT}:a", "b") is None
+    assert await PromptIndex(redis, keys, "another").read(TENANT, "a:b") is None
+    assert await prompts.forget("other", "a:b") is None
+    assert await prompts.read(TENANT, "a:b")
+
+
+async def test_forgetting_names_the_holder_once(prompts: PromptIndex) -> None:
+    """And the next job begins with version 1."""
+    await prompts.commit(TENANT, CHAT, made_by("j1"))
+    assert await prompts.forget(TENANT, CHAT) == "w1"
+    assert await prompts.forget(TENANT, CHAT) is None
+    assert await prompts.commit(TENANT, CHAT, made_by("j2")) == 1
+
+
+async def test_use_prolongs_the_life(prompts: PromptIndex, redis: Redis, keys: Keys) -> None:
+    """A conversation that goes on is kept; looking at it is no use."""
+    await prompts.commit(TENANT, CHAT, made_by("j1"))
+    await redis.pexpire(keys.model(MODEL).prompt(TENANT, CHAT), 5000)
+    stored = await prompts.read(TENANT, CHAT)
+    assert stored
+    assert stored.ttl_ms <= 5000
+    used = await prompts.use(TENANT, CHAT)
+    assert used
+    assert used.ids == (1, 2, 3)
+    later = await prompts.read(TENANT, CHAT)
+    assert later
+    assert later.ttl_ms > 5000
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)))
+def test_packed_ids_come_back(ids: list[int]) -> None:
+    """Four bytes per token, and nothing is lost."""
+    packed = pack_ids(ids)
+    assert len(packed) == 4 * len(ids)
+    assert unpack_ids(packed) == tuple(ids)
+
+
+def test_packed_ids_are_little_endian() -> None:
+    """On every machine: workers of several kinds share them."""
+    assert pack_ids([1, 256]) == b"\1\0\0\0\0\1\0\0"
+
+
+def test_a_forget_message_is_told_from_a_job() -> None:
+    """The control channel carries bare job IDs too."""
+    message = forget_message("a:b", "c:d/e")
+    assert message == "forget:a%3Ab:c:d/e"
+    assert read_forget(message) == ("a:b", "c:d/e")
+    assert read_forget("job_00000000000000000000000000000001") is None

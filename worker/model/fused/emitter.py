@@ -1,0 +1,134 @@
+"""Vector instructions, for code that Python's loops do not become by themselves."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from worker.model.fused.jit import HAS_DOT, LANES
+
+GROUP: Final = 32  # numbers of a row that share a scale; the groups of GGUF's Q4 blocks too
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+FLOAT: Final = ir.FloatType()
+FLOATS: Final = ir.VectorType(FLOAT, LANES)
+HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
+INTS: Final = ir.VectorType(I32, LANES)
+
+Value = Any  # an LLVM value
+
+
+@dataclass(frozen=True, slots=True)
+class Emitter:
+    """What the tiles are made of. Addresses are 64-bit integers."""
+
+    builder: Any
+
+    def add(self, value: Value, offset: Value | int) -> Value:
+        """Add a value or a constant."""
+        if isinstance(offset, int):
+            return self.builder.add(value, I64(offset)) if offset else value
+        return self.builder.add(value, offset)
+
+    def sum(self, value: Value, *offsets: Value | int) -> Value:
+        """Add them all."""
+        for offset in offsets:
+            value = self.add(value, offset)
+        return value
+
+    def mul(self, value: Value, factor: Value | int) -> Value:
+        """Multiply with a value or a constant."""
+        return self.builder.mul(value, I64(factor) if isinstance(factor, int) else factor)
+
+    def load(self, kind: Any, address: Value, offset: int = 0) -> Value:
+        """Load a value, aligned or not."""
+        pointer = self.builder.inttoptr(self.add(address, offset), kind.as_pointer())
+        return self.builder.load(pointer, typ=kind, align=1)
+
+    def store(self, value: Value, address: Value, offset: int = 0) -> None:
+        """Store a value, aligned or not."""
+        pointer = self.builder.inttoptr(self.add(address, offset), value.type.as_pointer())
+        self.builder.store(value, pointer, align=1)
+
+    def variables(self, rows: int, vectors: int, kind: Any) -> list[list[Value]]:
+        """Return a tile of variables, zero at first, that the compiler makes registers."""
+        tile = [
+            [cgutils.alloca_once(self.builder, kind) for _ in range(vectors)] for _ in range(rows)
+        ]
+        for line in tile:
+            for variable in line:
+                self.builder.store(self.zero(kind), variable)
+        return tile
+
+    def get(self, variable: Value) -> Value:
+        """Read one of ``variables``."""
+        return self.builder.load(variable, typ=FLOATS)
+
+    def put(self, variable: Value, value: Value) -> None:
+        """Change one of ``variables``."""
+        self.builder.store(value, variable)
+
+    def zero(self, kind: Any) -> Value:
+        """Return a vector of zeros."""
+        return ir.Constant(kind, None)
+
+    def splat_float(self, address: Value) -> Value:
+        """Load a float into all lanes."""
+        return self._splat(self.load(FLOAT, address), FLOATS)
+
+    def splat_int(self, address: Value) -> Value:
+        """Load an integer, or four bytes, into all lanes."""
+        return self._splat(self.load(I32, address), INTS)
+
+    def _splat(self, scalar: Value, kind: Any) -> Value:
+        nothing = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(nothing, scalar, I32(0))
+        return self.builder.shuffle_vector(one, nothing, self.zero(INTS))
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """Return a * b + c."""
+        kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+        name = f"llvm.fmuladd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [a, b, c])
+
+    def reduce(self, numbers: Value) -> Value:
+        """Return the sum of all lanes."""
+        kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [FLOAT(0.0), numbers], fastmath=("reassoc", "nsz"))
+
+    def float(self, numbers: Value) -> Value:
+        """Turn integers into floats."""
+        return self.builder.sitofp(numbers, FLOATS)
+
+    def widen(self, numbers: Value) -> Value:
+        """Turn half floats into floats."""
+        return self.builder.fpext(numbers, FLOATS)
+
+    def low(self, pairs: Value) -> Value:
+        """Return the lower nibbles as bytes."""
+        return self.builder.and_(pairs, self._constant(0x0F0F0F0F))
+
+    def high(self, pairs: Value) -> Value:
+        """Return the upper nibbles as bytes."""
+        return self.low(self.builder.lshr(pairs, self._constant(4)))
+
+    def dot(self, sums: Value, weights: Value, row: Value) -> Value:
+        """Add to every lane the products of its four unsigned bytes and four signed ones."""
+        if HAS_DOT:
+            kind = ir.FunctionType(INTS, [INTS] * 3)
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+            return self.builder.call(function, [sums, weights, row])
+        b = self.builder
+        for place in range(4):
+            weight = b.and_(b.lshr(weights, self._constant(8 * place)), self._constant(255))
+            number = b.ashr(b.shl(row, self._constant(24 - 8 * place)), self._constant(24))
+            sums = b.add(sums, b.mul(weight, number))
+        return sums
+
+    def _constant(self, number: int) -> Value:
+        return ir.Constant(INTS, [number] * LANES)

@@ -1,0 +1,136 @@
+"""The Llama family on the CPU, from token IDs to logits in one call of compiled code."""
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worker.kv.pool import KvPool
+from worker.model.batch import Batch
+from worker.model.fused.attention import QUERIES, SPAN
+from worker.model.fused.buffers import Rows, address, aligned
+from worker.model.fused.jit import PANEL
+from worker.model.fused.layout import PASS
+from worker.model.fused.packing import Quantize
+from worker.model.fused.step import work
+from worker.model.fused.team import find_team
+from worker.model.fused.weights import take_weights
+from worker.model.loading import LoadedModel
+
+Array = NDArray[Any]
+
+_MIN_ROWS: Final = 64
+
+
+class FusedLlama:
+    """A ``Network``. It keeps nothing of the model but, without quantisation, its embedding."""
+
+    def __init__(self, model: LoadedModel, pool: KvPool, quantize: Quantize) -> None:
+        team = find_team()
+        assert team is not None
+        assert pool.blocks.dtype == torch.float32
+        config = model.network.config
+        self._team = team
+        self._pool = pool
+        self._weights = take_weights(model.network, quantize)
+        self._vocabulary = int(self._weights.matrices[-1]["columns"])
+        attention = model.network.model.layers[0].self_attn
+        self._pass = np.zeros(1, PASS)
+        self._buffers: dict[str, Any] = {}
+        self._capacity = 0
+        self._threads = 0
+        self._set(
+            layers=len(self._weights.vectors),
+            heads=config.num_attention_heads,
+            kv_heads=pool.shape.num_heads,
+            head_dim=pool.shape.head_dim,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            matrices=address(self._weights.matrices),
+            vectors=address(self._weights.vectors),
+            embedding=address(self._weights.embedding),
+            norm=address(self._weights.norm),
+            inverses=address(self._weights.inverses),
+            epsilon=config.rms_norm_eps,
+            softmax_scale=attention.scaling,
+            rotary_scale=self._weights.rotary_scale,
+            thread_number=team.address("omp_get_thread_num"),
+            num_threads=team.address("omp_get_num_threads"),
+            barrier=team.address("GOMP_barrier"),
+        )
+        self._set_pool(pool)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See ``Network``."""
+        tokens, wanted = len(batch.ids), len(batch.rows)
+        self._reserve(tokens, torch.get_num_threads())
+        panels = int(self._weights.matrices[-1]["panels"])
+        logits = torch.empty((wanted, panels * PANEL), dtype=torch.float32)
+        # Contiguous copies, where they are ones, live until the call is over.
+        tensors = {
+            name: getattr(batch, name).contiguous()
+            for name in ("ids", "positions", "blocks", "offsets", "starts", "tables", "rows")
+        }
+        self._set(
+            tokens=tokens,
+            wanted=wanted,
+            sequences=len(batch.lengths),
+            table_width=batch.tables.shape[1],
+            logits=logits.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        )
+        self._team.run(work.address, address(self._pass))
+        return logits[:, : self._vocabulary]
+
+    def _set(self, **fields: float) -> None:
+        record = self._pass[0]
+        for name, value in fields.items():
+            record[name] = value
+
+    def _set_pool(self, pool: KvPool) -> None:
+        block, layer, value, token, _head, _dim = pool.blocks.stride()
+        self._set(
+            block_tokens=pool.shape.block_tokens,
+            pool=pool.blocks.data_ptr(),
+            block_stride=block * 4,
+            layer_stride=layer * 4,
+            value_stride=value * 4,
+            token_stride=token * 4,
+        )
+
+    def _reserve(self, tokens: int, threads: int) -> None:
+        """Make buffers for so many tokens, twice as many as last time or more."""
+        if tokens <= self._capacity and threads <= self._threads:
+            return
+        self._capacity = max(tokens, 2 * self._capacity, _MIN_ROWS)
+        self._threads = max(threads, self._threads)
+        record = self._pass[0]
+        qkv, output, gate_up, down = self._weights.matrices[:4]
+        inputs = [
+            Rows.make(self._capacity, int(matrix["depth"])) for matrix in (qkv, output, down)
+        ]
+        records = np.concatenate([rows.record() for rows in inputs])
+        buffers: dict[str, Array] = {
+            "inputs": records,
+            "stream": aligned((self._capacity, int(record["hidden"])), np.float32),
+            "angles": aligned((self._capacity, int(record["head_dim"])), np.float32),
+            "scratch": aligned((self._threads, self._scratch_len()), np.float32),
+        }
+        for name, matrix in (("qkv", qkv), ("hidden", output), ("inner", gate_up)):
+            width = int(matrix["panels"]) * PANEL
+            buffers[f"{name}_out"] = aligned((self._capacity, width), np.float32)
+            self._set(**{f"{name}_width": width})
+        self._set(scratch_bytes=buffers["scratch"].strides[0])
+        self._set(**{name: address(array) for name, array in buffers.items()})
+        self._buffers = {**buffers, "rows": inputs}
+
+    def _scratch_len(self) -> int:
+        """Numbers that a thread needs for attention; see ``attention``."""
+        record = self._pass[0]
+        dim = int(record["head_dim"])
+        rows = QUERIES * int(record["heads"]) // int(record["kv_heads"])
+        wide = -(-dim // PANEL) * PANEL
+        length = rows * (dim + SPAN + 2 * wide + 2) + SPAN * (dim + wide)
+        return -(-length // 1024) * 1024 + 16

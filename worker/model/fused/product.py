@@ -1,0 +1,161 @@
+"""Rows times packed matrices: shares of the work, panel by panel."""
+
+from typing import Any
+
+from worker.model.fused.jit import BYTE_ROWS, FLOAT_ROWS, PANEL, inline
+from worker.model.fused.memory import floats
+from worker.model.fused.tiles import byte_tile, float_tile, nibble_tile, sum_tile
+
+# The values of ``Kind``, as constants that compiled code takes.
+_FLOAT, _BYTE = 0, 1
+
+
+@inline
+def multiply(rows: Any, matrix: Any, out: int, num_rows: int, part: int, parts: int) -> None:
+    """Multiply rows with this part of the matrix's panels, into out [rows, panels * PANEL]."""
+    first = matrix.panels * part // parts
+    last = matrix.panels * (part + 1) // parts
+    stride = matrix.panels * PANEL * 4
+    for panel in range(first, last):
+        place = out + panel * PANEL * 4
+        if matrix.kind == _FLOAT:
+            weights = matrix.weights + panel * matrix.panel_bytes
+            x, step = rows.floats, rows.float_stride
+            multiply_floats(x, step, weights, PANEL * 4, place, stride, matrix.depth, num_rows)
+        elif matrix.kind == _BYTE:
+            _multiply_bytes(rows, matrix, panel, place, stride, num_rows)
+        else:
+            _multiply_nibbles(rows, matrix, panel, place, stride, num_rows)
+        if matrix.bias != 0:
+            _add_bias(matrix.bias + panel * PANEL * 4, place, stride, num_rows)
+
+
+@inline
+def multiply_floats(
+    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
+) -> None:
+    """Multiply rows with one panel of floats."""
+    row = 0
+    while row < rows:
+        count = min(rows - row, FLOAT_ROWS)
+        line, place = x + row * x_stride, out + row * out_stride
+        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        if count == 8:
+            float_tile(arguments, 8)
+        elif count == 7:
+            float_tile(arguments, 7)
+        elif count == 6:
+            float_tile(arguments, 6)
+        elif count == 5:
+            float_tile(arguments, 5)
+        elif count == 4:
+            float_tile(arguments, 4)
+        elif count == 3:
+            float_tile(arguments, 3)
+        elif count == 2:
+            float_tile(arguments, 2)
+        else:
+            float_tile(arguments, 1)
+        row += count
+
+
+@inline
+def add_floats(
+    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
+) -> None:
+    """Multiply rows with one vector of columns, and add that to what is in out."""
+    row = 0
+    while row < rows:
+        count = min(rows - row, FLOAT_ROWS)
+        line, place = x + row * x_stride, out + row * out_stride
+        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        if count == 8:
+            sum_tile(arguments, 8)
+        elif count == 7:
+            sum_tile(arguments, 7)
+        elif count == 6:
+            sum_tile(arguments, 6)
+        elif count == 5:
+            sum_tile(arguments, 5)
+        elif count == 4:
+            sum_tile(arguments, 4)
+        elif count == 3:
+            sum_tile(arguments, 3)
+        elif count == 2:
+            sum_tile(arguments, 2)
+        else:
+            sum_tile(arguments, 1)
+        row += count
+
+
+@inline
+def _multiply_bytes(
+    rows: Any, matrix: Any, panel: int, out: int, stride: int, num_rows: int
+) -> None:
+    weights = matrix.weights + panel * matrix.panel_bytes
+    scales = matrix.scales + panel * PANEL * 4
+    row = 0
+    while row < num_rows:
+        count = min(num_rows - row, BYTE_ROWS)
+        group = row * rows.group_stride
+        arguments = (
+            rows.bytes + row * rows.byte_stride,
+            rows.byte_stride,
+            rows.scales + group,
+            rows.offsets + group,
+            rows.group_stride,
+            weights,
+            scales,
+            out + row * stride,
+            stride,
+            matrix.depth // 32,
+        )
+        if count == 4:
+            byte_tile(arguments, 4)
+        elif count == 3:
+            byte_tile(arguments, 3)
+        elif count == 2:
+            byte_tile(arguments, 2)
+        else:
+            byte_tile(arguments, 1)
+        row += count
+
+
+@inline
+def _multiply_nibbles(
+    rows: Any, matrix: Any, panel: int, out: int, stride: int, num_rows: int
+) -> None:
+    weights = matrix.weights + panel * matrix.panel_bytes
+    row = 0
+    while row < num_rows:
+        count = min(num_rows - row, BYTE_ROWS)
+        group = row * rows.group_stride
+        arguments = (
+            rows.bytes + row * rows.byte_stride,
+            rows.byte_stride,
+            rows.scales + group,
+            rows.minima + group,
+            rows.group_stride,
+            weights,
+            out + row * stride,
+            stride,
+            matrix.depth // 32,
+        )
+        if count == 4:
+            nibble_tile(arguments, 4)
+        elif count == 3:
+            nibble_tile(arguments, 3)
+        elif count == 2:
+            nibble_tile(arguments, 2)
+        else:
+            nibble_tile(arguments, 1)
+        row += count
+
+
+@inline
+def _add_bias(bias: int, out: int, stride: int, num_rows: int) -> None:
+    numbers = floats(bias, PANEL)
+    for row in range(num_rows):
+        line = floats(out + row * stride, PANEL)
+        for column in range(PANEL):
+            line[column] += numbers[column]

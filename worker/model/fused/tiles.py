@@ -1,0 +1,162 @@
+"""Products of a few rows with one panel of packed weights, as LLVM instructions.
+
+Plain loops do not get there: the compiler would have to find out by itself that a tile of the
+result belongs into registers, and that four bytes at a time are one instruction. Addresses and
+strides are in bytes. ``rows`` is a constant: every number of rows has its own machine code.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from worker.model.fused.emitter import FLOATS, GROUP, HALVES, INTS, Emitter, Value
+from worker.model.fused.jit import LANES
+
+_VECTORS: Final = 2  # of a panel
+_FLOAT_BYTES: Final = 4 * LANES  # of a vector of floats, or of four bytes for each of its lanes
+_HALF_BYTES: Final = 2 * LANES
+# Of a panel, for one group: the nibbles, then scales and minima as half floats.
+NIBBLE_GROUP_BYTES: Final = _VECTORS * (GROUP // 8 * _FLOAT_BYTES + 2 * _HALF_BYTES)
+
+
+def _float_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """out[r, n] = sum over k of x[r, k] * w[k, n]."""
+    _floats(e, rows, _VECTORS, values, keep=False)
+
+
+def _sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Add to out[r, n]: sum over k of x[r, k] * w[k, n], for the n of one vector."""
+    _floats(e, rows, 1, values, keep=True)
+
+
+def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: bool) -> None:
+    x, x_stride, w, w_stride, out, out_stride, depth = values
+    lines = [e.add(out, e.mul(out_stride, r)) for r in range(rows)]
+    sums = e.variables(rows, vectors, FLOATS)
+    if keep:
+        for r, v in product(range(rows), range(vectors)):
+            e.put(sums[r][v], e.load(FLOATS, lines[r], v * _FLOAT_BYTES))
+    with cgutils.for_range(e.builder, depth) as loop:
+        line = e.add(w, e.mul(loop.index, w_stride))
+        weights = [e.load(FLOATS, line, v * _FLOAT_BYTES) for v in range(vectors)]
+        column = e.add(x, e.mul(loop.index, 4))
+        for r in range(rows):
+            number = e.splat_float(e.add(column, e.mul(x_stride, r)))
+            for v in range(vectors):
+                e.put(sums[r][v], e.fma(number, weights[v], e.get(sums[r][v])))
+    for r, v in product(range(rows), range(vectors)):
+        e.store(e.get(sums[r][v]), lines[r], v * _FLOAT_BYTES)
+
+
+def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors."""
+    q, q_stride, k, k_stride, out, out_stride, depth, tokens = values
+    sums = e.variables(rows, 1, FLOATS)
+    with cgutils.for_range(e.builder, tokens) as loop:
+        key = e.add(k, e.mul(loop.index, k_stride))
+        for r in range(rows):
+            e.put(sums[r][0], e.zero(FLOATS))
+        with cgutils.for_range(e.builder, depth) as inner:
+            place = e.mul(inner.index, _FLOAT_BYTES)
+            numbers = e.load(FLOATS, e.add(key, place))
+            for r in range(rows):
+                query = e.load(FLOATS, e.sum(q, place, e.mul(q_stride, r)))
+                e.put(sums[r][0], e.fma(query, numbers, e.get(sums[r][0])))
+        for r in range(rows):
+            place = e.sum(out, e.mul(out_stride, r), e.mul(loop.index, 4))
+            e.store(e.reduce(e.get(sums[r][0])), place)
+
+
+def _byte_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Bytes times bytes; a scale for each group of the row and for each column of the panel.
+
+    Weights are unsigned, 128 too great. ``offsets`` has what makes up for it: -128 times the sum
+    of the row's group.
+    """
+    x, x_stride, scales, offsets, s_stride, w, w_scales, out, out_stride, groups = values
+    sums = e.variables(rows, _VECTORS, FLOATS)
+    with cgutils.for_range(e.builder, groups) as loop:
+        panel = e.add(w, e.mul(loop.index, GROUP * LANES * _VECTORS))
+        group = e.add(x, e.mul(loop.index, GROUP))
+        place = e.mul(loop.index, 4)
+        starts = [e.splat_int(e.sum(offsets, place, e.mul(s_stride, r))) for r in range(rows)]
+        dots = [[start] * _VECTORS for start in starts]
+        for step in range(GROUP // 4):
+            for v in range(_VECTORS):
+                weights = e.load(INTS, panel, (step * _VECTORS + v) * _FLOAT_BYTES)
+                for r in range(rows):
+                    number = e.splat_int(e.sum(group, 4 * step, e.mul(x_stride, r)))
+                    dots[r][v] = e.dot(dots[r][v], weights, number)
+        for r in range(rows):
+            scale = e.splat_float(e.sum(scales, place, e.mul(s_stride, r)))
+            for v in range(_VECTORS):
+                e.put(sums[r][v], e.fma(e.float(dots[r][v]), scale, e.get(sums[r][v])))
+    for r in range(rows):
+        line = e.add(out, e.mul(out_stride, r))
+        for v in range(_VECTORS):
+            scale = e.load(FLOATS, w_scales, v * _FLOAT_BYTES)
+            e.store(e.builder.fmul(e.get(sums[r][v]), scale), line, v * _FLOAT_BYTES)
+
+
+def _nibble_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Bytes times nibbles; each group of a column has a scale and a minimum (GGUF's Q4_1).
+
+    ``minima`` has what the minimum of a column is multiplied with: the sum of the row's group.
+    """
+    x, x_stride, scales, minima, s_stride, w, out, out_stride, groups = values
+    sums = e.variables(rows, _VECTORS, FLOATS)
+    half = GROUP // 8
+    with cgutils.for_range(e.builder, groups) as loop:
+        panel = e.add(w, e.mul(loop.index, NIBBLE_GROUP_BYTES))
+        group = e.add(x, e.mul(loop.index, GROUP))
+        place = e.mul(loop.index, 4)
+        dots = [[e.zero(INTS)] * _VECTORS for _ in range(rows)]
+        for step in range(half):
+            for v in range(_VECTORS):
+                pairs = e.load(INTS, panel, (step * _VECTORS + v) * _FLOAT_BYTES)
+                for weights, at in ((e.low(pairs), step), (e.high(pairs), step + half)):
+                    for r in range(rows):
+                        number = e.splat_int(e.sum(group, 4 * at, e.mul(x_stride, r)))
+                        dots[r][v] = e.dot(dots[r][v], weights, number)
+        tail = e.add(panel, _VECTORS * half * _FLOAT_BYTES)
+        for v in range(_VECTORS):
+            w_scale = e.widen(e.load(HALVES, tail, v * _HALF_BYTES))
+            w_minimum = e.widen(e.load(HALVES, tail, (_VECTORS + v) * _HALF_BYTES))
+            for r in range(rows):
+                at = e.sum(place, e.mul(s_stride, r))
+                scale = e.builder.fmul(w_scale, e.splat_float(e.add(scales, at)))
+                total, least = e.float(dots[r][v]), e.splat_float(e.add(minima, at))
+                part = e.fma(w_minimum, least, e.get(sums[r][v]))
+                e.put(sums[r][v], e.fma(total, scale, part))
+    for r in range(rows):
+        line = e.add(out, e.mul(out_stride, r))
+        for v in range(_VECTORS):
+            e.store(e.get(sums[r][v]), line, v * _FLOAT_BYTES)
+
+
+def _intrinsic(emit: Callable[[Emitter, int, list[Value]], None]) -> Any:
+    """Make a function for compiled code of it: integers, the last of them a constant."""
+
+    def typing(_context: Any, values: Any, rows: Any) -> Any:
+        if not isinstance(rows, types.IntegerLiteral):
+            return None
+
+        def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Value:
+            emit(Emitter(builder), rows.literal_value, cgutils.unpack_tuple(builder, arguments[0]))
+            return ir.Constant(ir.IntType(64), 0)
+
+        return types.intp(values, rows), codegen
+
+    return intrinsic(prefer_literal=True)(typing)
+
+
+float_tile: Any = _intrinsic(_float_tile)
+sum_tile: Any = _intrinsic(_sum_tile)
+score_tile: Any = _intrinsic(_score_tile)
+byte_tile: Any = _intrinsic(_byte_tile)
+nibble_tile: Any = _intrinsic(_nibble_tile)

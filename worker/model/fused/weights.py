@@ -1,0 +1,115 @@
+"""Takes the weights of a transformers model of the Llama family."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from worker.model.fused.buffers import address, aligned_copy
+from worker.model.fused.layout import LAYER
+from worker.model.fused.packing import Packed, Quantize, pack
+
+Array = NDArray[Any]
+
+_FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
+_NO_WINDOW = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Packed matrices and vectors, and the records that point to them."""
+
+    matrices: Array  # of LINEAR
+    vectors: Array  # of LAYER
+    embedding: Array
+    norm: Array
+    inverses: Array
+    rotary_scale: float
+    owned: tuple[Any, ...]  # what the records point to
+
+
+def supports(network: Any) -> bool:
+    """Is this a model that ``Weights`` and the compiled code know all parts of?"""
+    config = network.config
+    if config.model_type not in _FAMILY or config.hidden_act != "silu":
+        return False
+    rotary = network.model.rotary_emb
+    attention = network.model.layers[0].self_attn
+    if 2 * len(rotary.inv_freq) != attention.head_dim or attention.head_dim % 2:
+        return False
+    linears = all(isinstance(part, nn.Linear) for part in _linears(network))
+    return linears and rotary.rope_type in _ROPE_TYPES
+
+
+def take_weights(network: Any, quantize: Quantize) -> Weights:
+    """Pack the weights of a model; it can be dropped afterwards."""
+    packed = list(_pack_all(network, quantize))
+    kept: list[Array] = []
+
+    def keep(tensor: torch.Tensor) -> Array:
+        kept.append(aligned_copy(_array(tensor)))
+        return kept[-1]
+
+    vectors = np.zeros(len(network.model.layers), LAYER)
+    for record, layer in zip(vectors, network.model.layers, strict=True):
+        attention = layer.self_attn
+        record["input_norm"] = address(keep(layer.input_layernorm.weight))
+        record["attention_norm"] = address(keep(layer.post_attention_layernorm.weight))
+        if hasattr(attention, "q_norm"):
+            record["query_norm"] = address(keep(attention.q_norm.weight))
+            record["key_norm"] = address(keep(attention.k_norm.weight))
+        record["window"] = _window(network.config, attention)
+    rotary = network.model.rotary_emb
+    return Weights(
+        matrices=np.concatenate([matrix.record for matrix in packed]),
+        vectors=vectors,
+        embedding=_array(network.model.embed_tokens.weight),
+        norm=keep(network.model.norm.weight),
+        inverses=keep(rotary.inv_freq),
+        rotary_scale=float(rotary.attention_scaling),
+        owned=(packed, kept),
+    )
+
+
+def _pack_all(network: Any, quantize: Quantize) -> Iterator[Packed]:
+    for layer in network.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield _pack([attention.q_proj, attention.k_proj, attention.v_proj], quantize)
+        yield _pack([attention.o_proj], quantize)
+        yield _pack([mlp.gate_proj, mlp.up_proj], quantize)
+        yield _pack([mlp.down_proj], quantize)
+    # Nibbles cost the most here, where their error is not averaged any more.
+    yield _pack([network.lm_head], "int8" if quantize == "int4" else quantize)
+
+
+def _pack(parts: list[nn.Linear], quantize: Quantize) -> Packed:
+    """Pack layers with the same input as one."""
+    weight = np.concatenate([_array(part.weight) for part in parts])
+    if parts[0].bias is None:
+        return pack(weight, None, quantize)
+    biases: list[Any] = [part.bias for part in parts]
+    return pack(weight, np.concatenate([_array(bias) for bias in biases]), quantize)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    return array
+
+
+def _window(config: Any, attention: Any) -> int:
+    if config.model_type == "mistral":
+        return config.sliding_window or _NO_WINDOW
+    return getattr(attention, "sliding_window", None) or _NO_WINDOW
+
+
+def _linears(network: Any) -> Iterator[Any]:
+    yield network.lm_head
+    for layer in network.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
