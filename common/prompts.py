@@ -6,6 +6,7 @@ scoped by tenant and model, and lives for its time after the last use.
 
 import hashlib
 import struct
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,16 +65,20 @@ def unpack_ids(packed: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(packed) // 4}I", packed)
 
 
-def forget_message(tenant: str, prompt_id: str) -> str:
-    """Return what a worker's control channel says when a prompt ID's tensors are to be dropped."""
-    return _FORGET + scoped(tenant, prompt_id)
+def forget_message(tenant: str, ids: Sequence[int]) -> str:
+    """Return what a worker's control channel says when a sequence's tensors are to be dropped.
+
+    The token IDs are in it: a worker that restarted knows its blocks by them alone.
+    """
+    return _FORGET + scoped(tenant, b64encode(pack_ids(ids)).decode())
 
 
-def read_forget(message: str) -> tuple[str, str] | None:
-    """Return the tenant and the prompt ID of ``forget_message``, None for another message."""
+def read_forget(message: str) -> tuple[str, tuple[int, ...]] | None:
+    """Return the tenant and the token IDs of ``forget_message``, None for another message."""
     if not message.startswith(_FORGET):
         return None
-    return unscoped(message.removeprefix(_FORGET))
+    tenant, packed = unscoped(message.removeprefix(_FORGET))
+    return tenant, unpack_ids(b64decode(packed))
 
 
 class PromptIndex:
@@ -117,14 +122,14 @@ class PromptIndex:
         args += [part for field in fields.items() for part in field]
         return int(await _COMMIT.run(self._redis, [self._keys.prompt(tenant, prompt_id)], args))
 
-    async def forget(self, tenant: str, prompt_id: str) -> str | None:
-        """Forget the prompt ID; returns the worker that held it, None where nothing was stored."""
+    async def forget(self, tenant: str, prompt_id: str) -> StoredPrompt | None:
+        """Forget the prompt ID; returns what was stored with its token IDs, or None."""
         key = self._keys.prompt(tenant, prompt_id)
         async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hget(key, "worker")
+            pipeline.hmget(key, [*_FIELDS, "ids"])
             pipeline.delete(key)
-            worker, _ = await pipeline.execute()
-        return worker.decode() if worker is not None else None
+            fields, _ = await pipeline.execute()
+        return _stored(fields, 0) if fields[0] is not None else None
 
 
 def _stored(fields: list[bytes], ttl_ms: int) -> StoredPrompt:

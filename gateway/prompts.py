@@ -56,11 +56,11 @@ async def forget_prompt(request: Request) -> Response:
     """``DELETE /v1/prompts/{id}``: forget it; its holder is told to drop the tensors."""
     services, tenant = services_of(request), tenant_of(request)
     model, prompt_id = await _read_names(request)
-    worker = await PromptIndex(services.redis, services.keys, model).forget(tenant, prompt_id)
-    if worker is None:
+    stored = await PromptIndex(services.redis, services.keys, model).forget(tenant, prompt_id)
+    if stored is None:
         raise prompt_not_found(prompt_id)
-    message = forget_message(tenant, prompt_id)
-    await services.redis.publish(services.keys.worker_ctl(worker), message)
+    message = forget_message(tenant, stored.ids)
+    await services.redis.publish(services.keys.worker_ctl(stored.worker), message)
     return Response(status_code=204)
 
 

@@ -1,6 +1,6 @@
 """Listens to the model's bell ("there is work") and to this worker's own channel.
 
-That one says the ID of a job to cancel now, or which prompt ID to forget.
+That one says the ID of a job to cancel now, or whose sequence to forget.
 
 Both are only hints: the worker polls for work, and every append asks for the cancel flag.
 """
@@ -30,7 +30,8 @@ class Bell:
         self._control = ""  # the channel of the current worker ID
         self._pubsub: PubSub | None = None  # set while connected
         self.on_connect: Callable[[], None] = lambda: None  # called on every new connection
-        self.on_forget: Callable[[str, str], None] = _ignore  # with a tenant and its prompt ID
+        # Called with a tenant and the token IDs of a sequence of its own.
+        self.on_forget: Callable[[str, tuple[int, ...]], None] = _ignore
 
     async def rename(self, worker_id: str) -> None:
         """Listen to the channel of this worker ID from now on."""
@@ -76,5 +77,5 @@ class Bell:
             self.on_forget(*forgotten)
 
 
-def _ignore(_tenant: str, _prompt_id: str) -> None:
+def _ignore(_tenant: str, _ids: tuple[int, ...]) -> None:
     pass

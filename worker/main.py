@@ -80,6 +80,7 @@ class Worker:
         )
         # A server that was away may have lost the end of a job: its entry must not be stuck here.
         self._bell.on_connect = self._publisher.reconcile.set
+        self._bell.on_forget = self._engine.forget
         self._sweeper = Sweeper(backend, settings.lease_s)
 
     async def run(self) -> None:

@@ -60,7 +60,6 @@ class Runner:
         self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
-                await self._yield_to_idle()
                 holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
                 claims = await self._claim(holder, capacity - self.num_held)
                 for claim in claims:
@@ -68,6 +67,7 @@ class Runner:
                         starts.create_task(self._begin(claim, holder))
                 if not claims:
                     await self._wait_for_work(poll_s)
+                await self._yield_to_idle()
             self._not_claiming.set()
 
     def ring(self) -> None:

@@ -91,10 +91,12 @@ async def test_tenants_and_models_do_not_meet(
     assert await prompts.read(TENANT, "a:b")
 
 
-async def test_forgetting_names_the_holder_once(prompts: PromptIndex) -> None:
+async def test_forgetting_returns_what_was_stored_once(prompts: PromptIndex) -> None:
     """And the next job begins with version 1."""
     await prompts.commit(TENANT, CHAT, made_by("j1"))
-    assert await prompts.forget(TENANT, CHAT) == "w1"
+    forgotten = await prompts.forget(TENANT, CHAT)
+    assert forgotten is not None
+    assert (forgotten.worker, forgotten.ids) == ("w1", made_by("j1").ids)
     assert await prompts.forget(TENANT, CHAT) is None
     assert await prompts.commit(TENANT, CHAT, made_by("j2")) == 1
 
@@ -129,7 +131,7 @@ def test_packed_ids_are_little_endian() -> None:
 
 def test_a_forget_message_is_told_from_a_job() -> None:
     """The control channel carries bare job IDs too."""
-    message = forget_message("a:b", "c:d/e")
-    assert message == "forget:a%3Ab:c:d/e"
-    assert read_forget(message) == ("a:b", "c:d/e")
+    message = forget_message("a:b", [1, 70_000])
+    assert message.startswith("forget:a%3Ab:")
+    assert read_forget(message) == ("a:b", (1, 70_000))
     assert read_forget("job_00000000000000000000000000000001") is None

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from common.job_store import JobStore
 from common.keys import Keys
 from common.lanes import Lanes
-from common.prompts import Commit, PromptIndex
+from common.prompts import Commit, PromptIndex, read_forget
 from common.registry import Heartbeat
 from gateway.services import TENANT
 from tests.gateway.conftest import MakeGateway
@@ -100,7 +100,7 @@ async def test_forgetting_tells_the_holder(
         response = await client.delete(f"/v1/prompts/{CHAT}")
         assert (response.status_code, response.content) == (204, b"")
         message = (await anext(pubsub.listen()))["data"]
-    assert message == f"forget:{TENANT}:{CHAT}".encode()
+    assert read_forget(message.decode()) == (TENANT, (1, 2, 3))
     assert await prompts.read(TENANT, CHAT) is None
     check_problem(await client.delete(f"/v1/prompts/{CHAT}"), 404, "prompt-not-found")
 

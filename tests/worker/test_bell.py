@@ -66,15 +66,15 @@ async def listeners(redis: Redis, channel: str) -> int:
 
 
 async def test_it_hears_what_to_forget(bell: Bell, redis: Redis, keys: Keys, ears: Ears) -> None:
-    """A prompt ID is not taken for a job; without a listener it is passed over."""
-    forgotten: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-    await redis.publish(keys.worker_ctl("w1"), forget_message("acme", "a:b/c"))
+    """A sequence is not taken for a job; without a listener it is passed over."""
+    forgotten: asyncio.Queue[tuple[str, tuple[int, ...]]] = asyncio.Queue()
+    await redis.publish(keys.worker_ctl("w1"), forget_message("a:b/c", (7, 65_536)))
     await redis.publish(keys.worker_ctl("w1"), "job_1")
     assert await ears.hear_cancel() == "job_1"
-    bell.on_forget = lambda tenant, prompt_id: forgotten.put_nowait((tenant, prompt_id))
-    await redis.publish(keys.worker_ctl("w1"), forget_message("acme", "a:b/c"))
+    bell.on_forget = lambda tenant, ids: forgotten.put_nowait((tenant, ids))
+    await redis.publish(keys.worker_ctl("w1"), forget_message("a:b/c", (7, 65_536)))
     async with within():
-        assert await forgotten.get() == ("acme", "a:b/c")
+        assert await forgotten.get() == ("a:b/c", (7, 65_536))
     assert ears.cancelled.empty()
 
 

@@ -131,7 +131,7 @@ class EngineCore:
         sequence.has_prefilled = True
         if sequence.has_followers:
             self.cache.share_tail(sequence.table, sequence.ids)
-        return Prefilled(sequence.prompt_len, sequence.cached_len, sequence.prefill_s)
+        return Prefilled(sequence.prompt_len, sequence.cached_len or 0, sequence.prefill_s)
 
     def _fail(self, part: Slice, error: Exception) -> Made:
         _log.error("forward_failed", request=part.sequence.id, exc_info=error)

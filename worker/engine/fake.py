@@ -116,6 +116,9 @@ class FakeEngine:
             self._cancelled.append(run)
             self._work.set()
 
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Do nothing: no sequence is kept here."""
+
     def stats(self) -> EngineStats:
         """Return the current load."""
         num_waiting = len(self._runs) - self._num_running

@@ -150,6 +150,10 @@ class Engine(Protocol):
         """End a request within one step. An unknown ID is ignored: it has just ended."""
         ...
 
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Drop what is kept of a sequence of this tenant, in every tier."""
+        ...
+
     def stats(self) -> EngineStats:
         """Return the current load."""
         ...

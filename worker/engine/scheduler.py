@@ -152,8 +152,9 @@ class Scheduler:
             self._refused = refused
             return False
         self._refused = None
-        if not sequence.has_prefilled:
+        if sequence.cached_len is None:  # later it finds what it computed itself
             sequence.cached_len = min(cached_len, sequence.prompt_len)
+            self._cache.hits.add(sequence.table.hits)
         return True
 
     def _num_promised(self, sequence: Sequence) -> int:

@@ -29,7 +29,7 @@ class Sequence:
     leader: "Sequence | None" = None  # another answer to the same prompt, which prefills it
     has_followers: bool = False
     wants_prompt_logprobs: bool = False
-    cached_len: int = 0  # tokens found in the cache at the first admission
+    cached_len: int | None = None  # tokens found in the cache at the first admission
     prefill_s: float = 0.0  # spent in forward passes that had a part of its prefill
     has_prefilled: bool = False
     is_gone: bool = False  # ended, failed or cancelled

@@ -70,6 +70,9 @@ class TaskEngine(ABC):
             self._tasks[request_id].cancel()
             asyncio.get_running_loop().call_soon(self._deliver_cancelled, ongoing)
 
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Do nothing: no sequence of ours is kept here."""
+
     def stats(self) -> EngineStats:
         """Return the current load."""
         num_waiting = max(0, len(self._ongoing) - self._num_running)

@@ -42,6 +42,23 @@ class Memory(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Hits:
+    """Prompt tokens that were asked for, and where they were found."""
+
+    queried: int = 0
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+    def add(self, other: "Hits") -> None:
+        """Count what was found for somebody."""
+        self.queried += other.queried
+        self.device += other.device
+        self.host += other.host
+        self.disk += other.disk
+
+
 @dataclass(slots=True, eq=False)
 class Table:
     """The blocks of one sequence. ``num_tokens`` of them are computed; ``chain[i]`` names i blocks.
@@ -52,16 +69,7 @@ class Table:
     chain: list[bytes]
     blocks: list[int] = field(default_factory=list)
     num_tokens: int = 0
-
-
-@dataclass(slots=True)
-class Hits:
-    """Prompt tokens that were asked for, and where they were found."""
-
-    queried: int = 0
-    device: int = 0
-    host: int = 0
-    disk: int = 0
+    hits: Hits = field(default_factory=Hits)  # of the last ``open``
 
 
 class KvCache:
@@ -71,6 +79,7 @@ class KvCache:
         self, num_blocks: int, block_tokens: int, memory: Memory, tiers: Tiers | None = None
     ) -> None:
         self.block_tokens = block_tokens
+        # Of all that were admitted; whoever opens a table adds its hits.
         self.hits = Hits()
         self.manager = BlockManager(num_blocks, self._on_evict)
         self._memory = memory
@@ -91,7 +100,7 @@ class KvCache:
         The last token is never among it: somebody has to compute what follows.
         """
         known = ids[: len(ids) - 1]
-        self.hits.queried += len(known)
+        table.hits = Hits(queried=len(known))
         self._share_full(table, known)
         self._share_tail(table, known)
         return table.num_tokens
@@ -185,9 +194,9 @@ class KvCache:
             block = self.manager.find(content)
             if block is not None:
                 self.manager.hold(block)
-                self.hits.device += self.block_tokens
+                table.hits.device += self.block_tokens
             else:
-                block = self._load(content)
+                block = self._load(content, table.hits)
             if block is None:
                 return
             table.blocks.append(block)
@@ -202,9 +211,9 @@ class KvCache:
         source, length = self._best_child(parent, rest)
         if source is not None:
             block = self._take_tail(source, length)
-            self.hits.device += length if block is not None else 0
+            table.hits.device += length if block is not None else 0
         else:
-            block, length = self._load_tail(parent, rest)
+            block, length = self._load_tail(parent, rest, table.hits)
         if block is not None:
             table.blocks.append(block)
             table.num_tokens += length
@@ -231,7 +240,7 @@ class KvCache:
         self.manager.release(source)
         return block
 
-    def _load(self, content: Content) -> int | None:
+    def _load(self, content: Content, hits: Hits) -> int | None:
         """Return a block that a lower tier filled, or ``None``."""
         if not self._is_below(content.key):
             return None
@@ -244,17 +253,19 @@ class KvCache:
         if len(content.ids) == self.block_tokens:
             self.manager.commit(block, content)
         if taken.tier == "host":
-            self.hits.host += len(content.ids)
+            hits.host += len(content.ids)
         else:
-            self.hits.disk += len(content.ids)
+            hits.disk += len(content.ids)
         return block
 
-    def _load_tail(self, parent: bytes, rest: tuple[int, ...]) -> tuple[int | None, int]:
+    def _load_tail(
+        self, parent: bytes, rest: tuple[int, ...], hits: Hits
+    ) -> tuple[int | None, int]:
         if self._tiers is None or self._tiers.is_empty:
             return None, 0
         for length in range(min(len(rest), self.block_tokens - 1), 0, -1):
             ids = rest[:length]
-            block = self._load(Content(extend(parent, ids), parent, ids))
+            block = self._load(Content(extend(parent, ids), parent, ids), hits)
             if block is not None:
                 return block, length
         return None, 0

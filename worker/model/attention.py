@@ -57,7 +57,7 @@ class GatheredAttention(Attention):
         groups = [(0, num_decodes)] if num_decodes else []
         groups += [(number, number + 1) for number in range(num_decodes, len(query_lens))]
         self._groups = [
-            _Group(batch, first, last, starts[first], starts[last], max(lengths[first:last]))
+            _Group(batch, first, last, starts[first], starts[last], lengths[first:last])
             for first, last in groups
         ]
 
@@ -82,12 +82,13 @@ class _Group:
     """Sequences ``first`` … ``last`` - 1 of a batch: many with one token, or one with many."""
 
     def __init__(
-        self, batch: Batch, first: int, last: int, start: int, end: int, max_length: int
+        self, batch: Batch, first: int, last: int, start: int, end: int, lengths: list[int]
     ) -> None:
         self._rows = slice(start, end)
         self._num = last - first
         self._query_len = (end - start) // self._num
-        self._max_length = max_length
+        self._max_length = max(lengths)
+        self._is_padded = min(lengths) < max(lengths)
         self._tables = batch.tables[first:last]
         self._positions = batch.positions[start:end].view(self._num, self._query_len, 1)
         # By window.
@@ -118,7 +119,11 @@ class _Group:
         """Return [sequence, head, position, dim]."""
         num_blocks = -(-self._max_length // blocks.shape[1])
         found = blocks[self._tables[:, :num_blocks]].flatten(1, 2)
-        return found[:, : self._max_length].transpose(1, 2)
+        found = found[:, : self._max_length]
+        if self._is_padded:
+            # A score that is masked does not silence a NaN that others left behind the end.
+            found.masked_fill_(~self._mask(None, blocks.device).squeeze(1).mT[..., None], 0)
+        return found.transpose(1, 2)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor:
         """Return [sequence, 1, query, position]: true where a query may look."""

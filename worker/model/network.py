@@ -7,10 +7,10 @@ import structlog
 import torch
 
 from common.errors import StartupFailed
-from worker.engine.options import EngineOptions
+from worker.engine.options import EngineOptions, Quantize
 from worker.engine.protocol import Progress
 from worker.kv.pool import KvPool, KvShape
-from worker.model import flash, fused
+from worker.model import flash
 from worker.model.attention import GatheredAttention, UnsupportedAttention
 from worker.model.batch import Network
 from worker.model.generic import GenericNetwork, UnsupportedModel
@@ -99,13 +99,8 @@ def _paths(
 ) -> Iterator[_Path]:
     """Yield the ways to run the model, the fastest first."""
     quantize = options.quantize
-    if model.device.type == "cpu":
-        can_fuse = model.dtype == torch.float32 and fused.supports(model.network)
-        kind = "int8" if quantize == "auto" else quantize
-        if can_fuse:
-            yield f"fused {kind}", lambda: fused.FusedLlama(model, pool, kind), kind != "none"
-        if can_fuse and quantize == "auto":
-            yield "fused", lambda: fused.FusedLlama(model, pool, "none"), False
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        yield from _fused_paths(model, pool, quantize)
     if quantize in ("int8", "int4"):
         raise UnsupportedModel(
             f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
@@ -114,6 +109,21 @@ def _paths(
         yield "flash, graphs", lambda: _graphed(generic, model, pool, options), False
         yield "flash", lambda: _with_flash(generic), False
     yield "generic", lambda: _with_gathering(generic), False
+
+
+def _fused_paths(model: LoadedModel, pool: KvPool, quantize: Quantize) -> Iterator[_Path]:
+    # Imported where it is needed: numba takes a second.
+    from worker.model.fused.llama import FusedLlama  # noqa: PLC0415
+    from worker.model.fused.weights import supports  # noqa: PLC0415
+
+    if not supports(model.network):
+        return
+    if quantize in ("auto", "int8"):
+        yield "fused int8", lambda: FusedLlama(model, pool, "int8"), True
+    if quantize == "int4":
+        yield "fused int4", lambda: FusedLlama(model, pool, "int4"), True
+    if quantize in ("auto", "none"):
+        yield "fused", lambda: FusedLlama(model, pool, "none"), False
 
 
 def _with_flash(generic: GenericNetwork) -> Network:

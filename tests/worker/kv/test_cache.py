@@ -15,7 +15,6 @@ from tests.worker.kv.fake import FakeModel, make_pool, make_table
 from worker.kv.cache import KvCache, Table
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
-
 from worker.kv.tiers import Tiers
 
 BLOCK_TOKENS = 4
@@ -36,6 +35,7 @@ class Device:
         """Compute a sequence, but for its last token; return how much of it was known."""
         table = make_table(tenant, BLOCK_TOKENS)
         known = self.cache.open(table, ids)
+        self.cache.hits.add(table.hits)
         self.model.verify(tenant, table, ids)
         self.advance(table, ids, len(ids) - 1, tenant)
         self.cache.close(table, ids, keep=keep)

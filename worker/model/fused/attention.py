@@ -60,7 +60,7 @@ def _attend(
     while place < end:
         count = min(end - place, SPAN)
         if direct:
-            _score(p, layer, sequence, head, place, count, queries, scores)
+            _score(p, layer, sequence, head, place, count, end, queries, scores)
         else:
             _gather_span(p, layer, sequence, head, place, count, keys, values, wide)
             for column in range(0, SPAN, PANEL):
@@ -85,7 +85,15 @@ def _attend(
 
 @inline
 def _score(
-    p: Any, layer: int, sequence: int, head: int, place: int, count: int, queries: int, scores: int
+    p: Any,
+    layer: int,
+    sequence: int,
+    head: int,
+    place: int,
+    count: int,
+    end: int,
+    queries: int,
+    scores: int,
 ) -> None:
     """Multiply the queries of one token with keys, where they are in the cache."""
     group, width = p.heads // p.kv_heads, p.head_dim * 4
@@ -93,6 +101,9 @@ def _score(
     while done < count:
         run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
         keys = _find(p, layer, sequence, head, place + done)
+        # The processor foresees no jump to the next block: without this, 6 GB/s instead of 
+        behind = min(place + done + p.block_tokens, end - 1)
+        later = _find(p, layer, sequence, head, behind // p.block_tokens * p.block_tokens) - keys
         row = 0
         while row < group:
             few = min(group - row, 4)
@@ -106,6 +117,8 @@ def _score(
                 np.int64(SPAN * 4),
                 p.head_dim // LANES,
                 run,
+                p.value_stride,
+                later,
             )
             if few == 4:
                 score_tile(arguments, 4)

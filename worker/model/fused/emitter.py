@@ -10,7 +10,7 @@ from worker.model.fused.jit import HAS_DOT, LANES
 
 GROUP: Final = 32  # numbers of a row that share a scale; the groups of GGUF's Q4 blocks too
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 FLOAT: Final = ir.FloatType()
 FLOATS: Final = ir.VectorType(FLOAT, LANES)
 HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
@@ -99,6 +99,14 @@ class Emitter:
         name = f"llvm.vector.reduce.fadd.v{LANES}f32"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [FLOAT(0.0), numbers], fastmath=("reassoc", "nsz"))
+
+    def prefetch(self, address: Value) -> None:
+        """Ask for a cache line that will be read soon; any address is allowed."""
+        pointer = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        place = self.builder.inttoptr(address, pointer)
+        self.builder.call(function, [place, I32(0), I32(3), I32(1)])
 
     def float(self, numbers: Value) -> Value:
         """Turn integers into floats."""

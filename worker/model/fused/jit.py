@@ -1,10 +1,13 @@
 """Compiling Python functions to machine code, and what this processor can do."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
 from llvmlite import binding
+from numba import types
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,13 +28,32 @@ HAS_DOT: Final[bool] = LANES == 16 and bool(_FEATURES.get("avx512vnni"))
 _FAST_MATH: Final[set[str]] = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def jit(function: Function) -> Function:
-    """Compile a function at its first call; the machine code is kept in numba's cache."""
-    compiled = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH, error_model="numpy")
-    return cast("Function", compiled(function))
-
-
 def inline(function: Function) -> Function:
     """Compile a function that only compiled functions call."""
     compiled = numba.njit(nogil=True, fastmath=_FAST_MATH, error_model="numpy")
     return cast("Function", compiled(function))
+
+
+def compile_entry(function: Callable[[Any], None], cache_dir: Path | None) -> int:
+    """Compile a function of one pointer and all that it calls; return its address.
+
+    The machine code is kept in the directory, if one is given.
+    """
+    if cache_dir is not None:
+        numba.config.CACHE_DIR = str(cache_dir / f"kernels-{_source_digest()}")
+    signature = types.void(types.voidptr)
+    compiled = numba.cfunc(
+        signature, cache=cache_dir is not None, fastmath=_FAST_MATH, error_model="numpy"
+    )
+    return int(compiled(function).address)
+
+
+def _source_digest() -> str:
+    """Return a name for this version of the package.
+
+    numba looks only at the file of the function that it compiles, not at what that one calls.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

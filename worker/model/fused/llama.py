@@ -1,5 +1,7 @@
 """The Llama family on the CPU, from token IDs to logits in one call of compiled code."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +13,7 @@ from worker.kv.pool import KvPool
 from worker.model.batch import Batch
 from worker.model.fused.attention import QUERIES, SPAN
 from worker.model.fused.buffers import Rows, address, aligned
-from worker.model.fused.jit import PANEL
+from worker.model.fused.jit import PANEL, compile_entry
 from worker.model.fused.layout import PASS
 from worker.model.fused.packing import Quantize
 from worker.model.fused.step import work
@@ -24,15 +26,27 @@ Array = NDArray[Any]
 _MIN_ROWS: Final = 64
 
 
+@cache
+def _compile(cache_dir: Path | None) -> int:
+    return compile_entry(work, cache_dir)
+
+
 class FusedLlama:
     """A ``Network``. It keeps nothing of the model but, without quantisation, its embedding."""
 
-    def __init__(self, model: LoadedModel, pool: KvPool, quantize: Quantize) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        pool: KvPool,
+        quantize: Quantize,
+        cache_dir: Path | None = None,
+    ) -> None:
         team = find_team()
         assert team is not None
         assert pool.blocks.dtype == torch.float32
         config = model.network.config
         self._team = team
+        self._work = _compile(cache_dir)
         self._pool = pool
         self._weights = take_weights(model.network, quantize)
         self._vocabulary = int(self._weights.matrices[-1]["columns"])
@@ -81,7 +95,7 @@ class FusedLlama:
             logits=logits.data_ptr(),
             **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         )
-        self._team.run(work.address, address(self._pass))
+        self._team.run(self._work, address(self._pass))
         return logits[:, : self._vocabulary]
 
     def _set(self, **fields: float) -> None:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import carray
 
 from worker.model.fused.attention import attend
 from worker.model.fused.jit import inline
@@ -14,7 +14,7 @@ from worker.model.fused.product import multiply
 from worker.model.fused.rows import add, finish, gate, normalise, rotate
 
 
-def _work(data: Any) -> None:
+def work(data: Any) -> None:
     """Do one thread's part of the pass that ``data`` points to."""
     p = carray(data, (1,), PASS)[0]
     part, parts = np.int64(call(p.thread_number)), np.int64(call(p.num_threads))
@@ -143,5 +143,3 @@ def _select(p: Any, rows: Any, head: Any, part: int, parts: int) -> None:
         normalise(p.stream + wanted[row] * p.hidden * 4, p.norm, target, p.hidden, p.epsilon)
         finish(rows, row, head)
 
-
-work: Any = cfunc(types.void(types.voidptr), cache=True, fastmath=True, error_model="numpy")(_work)

@@ -54,8 +54,11 @@ def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: b
 
 
 def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
-    """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors."""
-    q, q_stride, k, k_stride, out, out_stride, depth, tokens = values
+    """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors.
+
+    What is ``soon`` and ``later`` bytes behind each key will be read next.
+    """
+    q, q_stride, k, k_stride, out, out_stride, depth, tokens, soon, later = values
     sums = e.variables(rows, 1, FLOATS)
     with cgutils.for_range(e.builder, tokens) as loop:
         key = e.add(k, e.mul(loop.index, k_stride))
@@ -63,6 +66,8 @@ def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
             e.put(sums[r][0], e.zero(FLOATS))
         with cgutils.for_range(e.builder, depth) as inner:
             place = e.mul(inner.index, _FLOAT_BYTES)
+            e.prefetch(e.sum(key, place, soon))
+            e.prefetch(e.sum(key, place, later))
             numbers = e.load(FLOATS, e.add(key, place))
             for r in range(rows):
                 query = e.load(FLOATS, e.sum(q, place, e.mul(q_stride, r)))
