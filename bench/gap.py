@@ -78,6 +78,7 @@ class Load:
         self._counts = _Counts()
         self._is_over = False
         self._requests = _requests()
+        self._live: set[str] = set()
 
     @property
     def tokens(self) -> int:
@@ -94,8 +95,10 @@ class Load:
             watch.cancel()
 
     def stop(self) -> None:
-        """Submit no more."""
+        """Submit no more, and end what runs."""
         self._is_over = True
+        for request_id in tuple(self._live):
+            self._engine.cancel(request_id)
 
     async def _client(self) -> None:
         while not self._is_over:
@@ -110,8 +113,11 @@ class Load:
                     case _:
                         self._counts.tokens += len(getattr(output, "ids", ()))
 
-            self._engine.submit(next(self._requests), sink)
+            request = next(self._requests)
+            self._live.add(request.id)
+            self._engine.submit(request, sink)
             await ended
+            self._live.discard(request.id)
 
 
 def _requests() -> Iterator[Request]:

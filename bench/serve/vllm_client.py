@@ -70,7 +70,7 @@ async def measure(
     result = load.prompts.with_suffix(f".{server.name}.json")
     result.unlink(missing_ok=True)
     process = await asyncio.create_subprocess_exec(
-        *(python, "-m", "bench.serve.launcher", "bench", "serve"),
+        *(python, "-m", "bench.serve.launcher"),
         *_flags(server, load, tokenizer),
         *("--save-result", "--result-filename", str(result)),
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},

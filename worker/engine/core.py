@@ -103,12 +103,15 @@ class EngineCore:
 
     def _score_prompts(self, slices: Many[Slice], parts: Many[Tensor]) -> list[Made]:
         made: list[Made] = []
-        for part, rows in zip(slices, parts, strict=True):
+        for part, logits in zip(slices, parts, strict=True):
             sequence = part.sequence
+            start = max(part.start, sequence.scored_len)
             end = min(part.end, sequence.prompt_len - 1)
-            if sequence.wants_prompt_logprobs and part.start < end:
-                ids = sequence.ids[part.start + 1 : end + 1]
-                raw = score(rows[: len(ids)], ids, sequence.sampler.num_logprobs or 0)
+            if sequence.wants_prompt_logprobs and start < end:
+                sequence.scored_len = end
+                ids = sequence.ids[start + 1 : end + 1]
+                rows = logits[start - part.start : end - part.start]
+                raw = score(rows, ids, sequence.sampler.num_logprobs or 0)
                 tokens = tuple(Token(id_, one) for id_, one in zip(ids, raw, strict=True))
                 made.append((sequence.id, PromptLogprobs(tokens)))
         return made

@@ -50,8 +50,7 @@ class Parts:
         found = self.core.cache.lookup(table, ids)
         if not found:
             return "miss"
-        # The rest of less than a block may be there too.
-        return "hit" if found >= len(ids) - self.core.cache.block_tokens else "partial"
+        return "hit" if found == len(ids) - 1 else "partial"
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Drop the blocks of a sequence, where nobody holds them, before the next step."""

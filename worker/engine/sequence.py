@@ -29,6 +29,7 @@ class Sequence:
     leader: "Sequence | None" = None  # another answer to the same prompt, which prefills it
     has_followers: bool = False
     wants_prompt_logprobs: bool = False
+    scored_len: int = 0  # tokens of the prompt whose successors' logprobs were made
     cached_len: int | None = None  # tokens found in the cache at the first admission
     prefill_s: float = 0.0  # spent in forward passes that had a part of its prefill
     has_prefilled: bool = False

@@ -5,6 +5,7 @@ them: with prompt and emitted tokens as vLLM's prompt, and fewer tokens to make.
 """
 
 import asyncio
+import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from worker.engine.options import EngineOptions
 from worker.engine.protocol import EngineInfo, Prefilled, Progress, Refused, Request
 from worker.engine.run import Run
 from worker.engine.task_engine import Ongoing, TaskEngine
+from worker.engine.vllm_tether import Tether
 from worker.model.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from worker.engine.vllm_parts import VllmParts
 
 _HEALTH_S = 1.0
+_LOOK_S = 0.2  # for vLLM's processes, while it starts
 _NUM_TOKENIZER_THREADS = 2
 
 
@@ -39,8 +42,9 @@ class VllmEngine(TaskEngine):
         self._eager = eager
         self._orders = count()
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
-        # Set by ``load``: vLLM and our tokeniser, and who watches over vLLM's process.
+        # Set by ``load``: vLLM and our tokeniser, what ends its process with ours, who watches it.
         self._loaded: VllmParts | None = None
+        self._tether: Tether | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, progress: Progress) -> EngineInfo:
@@ -50,7 +54,13 @@ class VllmEngine(TaskEngine):
         def read() -> "VllmParts":
             return _read_parts(self._checkpoint, self._options, progress, eager=self._eager)
 
-        parts = self._loaded = await in_daemon(read, "model-loader")
+        self._tether = Tether()
+        loading = in_daemon(read, "model-loader")
+        while not loading.done():
+            await asyncio.wait((loading,), timeout=_LOOK_S)
+            children = multiprocessing.active_children()
+            self._tether.bind(child.pid for child in children if child.pid)
+        parts = self._loaded = loading.result()
         self._watch = asyncio.create_task(self._watch_health(), name="vllm-health")
         return parts.info
 
@@ -66,6 +76,9 @@ class VllmEngine(TaskEngine):
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._loaded is not None:
             await in_daemon(self._loaded.shut_down, "vllm-shutdown")
+            # A model that still loads stays tethered, and ends with this process.
+            if self._tether is not None:
+                self._tether.cut()
 
     @property
     def _parts(self) -> "VllmParts":

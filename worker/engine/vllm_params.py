@@ -19,7 +19,7 @@ def engine_args(source: str, options: EngineOptions, *, eager: bool) -> AsyncEng
     """Return the arguments for the model in ``source``; raises ``StartupFailed``."""
     if options.quantize in ("int8", "int4"):
         raise StartupFailed(
-            "The vllm engine takes quantised checkpoints as they are; leave --quantize out."
+            "The vllm engine takes quantised checkpoints as they are; leave HEADRACE_QUANTIZE out."
         )
     is_cpu = bool(current_platform.is_cpu())
     if options.device != "auto" and (options.device == "cpu") != is_cpu:

@@ -106,17 +106,23 @@ class KvCache:
         return table.num_tokens
 
     def lookup(self, table: Table, ids: Sequence[int]) -> int:
-        """Return how much of ``ids`` is known in any tier, in whole blocks; may be called anywhere.
+        """Return how much of ``ids`` is known, in whatever tier; any thread may ask.
 
         Only a guess: from another thread, the answer may be old before it is there.
         """
+        known = ids[: len(ids) - 1]
         number = 0
-        while (number + 1) * self.block_tokens < len(ids):
-            content = self._content(table, ids, number)
+        while (number + 1) * self.block_tokens <= len(known):
+            content = self._content(table, known, number)
             if self.manager.find(content) is None and not self._is_below(content.key):
                 break
             number += 1
-        return number * self.block_tokens
+        length = number * self.block_tokens
+        rest = tuple(known[length : length + self.block_tokens])
+        try:
+            return length + self._best_child(self._key(table, known, number), rest)[1]
+        except RuntimeError:  # the engine's thread changed what was just looked at
+            return length
 
     def grow(self, table: Table, length: int) -> bool:
         """Get blocks for ``length`` tokens; False when there are not enough."""

@@ -3,6 +3,7 @@
 import asyncio
 
 from common.emitted import Emitted
+from common.events import TokenLogprob
 from common.jobs import FinishReason
 from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused
 
@@ -34,6 +35,17 @@ class Recorder:
     def ids(self) -> tuple[int, ...]:
         """All token IDs so far."""
         return tuple(token_id for delta in self._deltas for token_id in delta.ids)
+
+    def of(self, choice: int) -> Emitted:
+        """Return one of several answers so far, without the prompt's echo."""
+        own = [delta for delta in self._deltas if delta.choice == choice and not delta.echo]
+        ids = tuple(token_id for delta in own for token_id in delta.ids)
+        return Emitted(ids, "".join(delta.text for delta in own))
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """What the model thought of the tokens so far, those of the prompt included."""
+        return [logprob for delta in self._deltas for logprob in delta.logprobs]
 
     @property
     def prefilled(self) -> Prefilled:

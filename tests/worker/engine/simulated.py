@@ -11,6 +11,7 @@ from worker.kv.cache import KvCache
 
 BLOCK_TOKENS = 4
 TENANT = "ada"
+GREEDY = Sampling(temperature=0)
 VOCAB_LEN = 1000
 
 
@@ -22,7 +23,7 @@ def make_sequence(
     rank: int = 1,
     leader: Sequence | None = None,
     end_ids: frozenset[int] = frozenset(),
-    sampling: Sampling = Sampling(temperature=0),
+    sampling: Sampling = GREEDY,
     num_logprobs: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> Sequence:

@@ -192,9 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(num_followers):
             self._add(ids, max_tokens, rank, leader)
 
-    def _add(
-        self, ids: list[int], max_tokens: int, rank: int, leader: Sequence | None
-    ) -> Sequence:
+    def _add(self, ids: list[int], max_tokens: int, rank: int, leader: Sequence | None) -> Sequence:
         sequence = make_sequence(self.num_made, ids, max_tokens, rank=rank, leader=leader)
         self.num_made += 1
         self.work += len(ids) + max_tokens

@@ -1,11 +1,27 @@
-"""A random model, small enough to be made by a test."""
+"""Random models, small enough to be made by a test."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 CONTEXT_LEN = 256
 EOS = "<|end|>"
@@ -18,27 +34,69 @@ _TEMPLATE = (
 )
 
 
-def save_tiny_model(directory: Path, *, chat_template: str | None = _TEMPLATE) -> None:
-    """Write a Llama of two layers with a byte-level BPE tokeniser."""
+ARCHITECTURES: dict[str, type[Any]] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "gpt2": GPT2Config,
+    "phi3": Phi3Config,
+}
+UNSUPPORTED: dict[str, type[Any]] = {
+    "falcon": FalconConfig,
+    "bloom": BloomConfig,
+    "mamba": MambaConfig,
+    "t5": T5Config,
+}
+_OWN_SIZES: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "gemma3": {
+        "head_dim": 8,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {"pad_token_id": 0},
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+}
+
+
+def save_tiny_model(
+    directory: Path, architecture: str = "llama", *, chat_template: str | None = _TEMPLATE
+) -> None:
+    """Write a model of two layers with a byte-level BPE tokeniser."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = chat_template
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_LEN,
-        # Large enough for sharp differences between logits, so that greedy answers have no ties.
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
     torch.manual_seed(7)
-    LlamaForCausalLM(config).save_pretrained(directory)
+    network = _make_network(architecture, tokenizer)
+    network.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _make_network(architecture: str, tokenizer: Any) -> Any:
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT_LEN,
+        # Large enough for sharp differences between logits, so that greedy answers have no ties.
+        "initializer_range": 0.5,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+        **_OWN_SIZES.get(architecture, {}),
+    }
+    if architecture == "t5":
+        return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **_OWN_SIZES["t5"]))
+    config = (ARCHITECTURES | UNSUPPORTED)[architecture](**sizes)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def make_tokenizer() -> Any:

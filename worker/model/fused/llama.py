@@ -11,11 +11,12 @@ from torch import Tensor
 
 from worker.kv.pool import KvPool
 from worker.model.batch import Batch
-from worker.model.fused.attention import QUERIES, SPAN
+from worker.model.fused.attention import QUERIES
 from worker.model.fused.buffers import Rows, address, aligned
 from worker.model.fused.jit import PANEL, compile_entry
 from worker.model.fused.layout import PASS
 from worker.model.fused.packing import Quantize
+from worker.model.fused.softmax import SPAN
 from worker.model.fused.step import work
 from worker.model.fused.team import find_team
 from worker.model.fused.weights import take_weights
@@ -144,7 +145,8 @@ class FusedLlama:
         """Numbers that a thread needs for attention; see ``attention``."""
         record = self._pass[0]
         dim = int(record["head_dim"])
-        rows = QUERIES * int(record["heads"]) // int(record["kv_heads"])
+        heads = int(record["heads"])
+        rows = max(QUERIES * heads // int(record["kv_heads"]), heads)
         wide = -(-dim // PANEL) * PANEL
-        length = rows * (dim + SPAN + 2 * wide + 2) + SPAN * (dim + wide)
+        length = rows * (dim + SPAN + wide + 2) + SPAN * (dim + wide)
         return -(-length // 1024) * 1024 + 16

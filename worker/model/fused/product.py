@@ -4,7 +4,7 @@ from typing import Any
 
 from worker.model.fused.jit import BYTE_ROWS, FLOAT_ROWS, PANEL, inline
 from worker.model.fused.memory import floats
-from worker.model.fused.tiles import byte_tile, float_tile, nibble_tile, sum_tile
+from worker.model.fused.tiles import byte_tile, float_tile, half_sum_tile, nibble_tile, sum_tile
 
 # The values of ``Kind``, as constants that compiled code takes.
 _FLOAT, _BYTE = 0, 1
@@ -61,9 +61,31 @@ def multiply_floats(
 
 @inline
 def add_floats(
+    x: int,
+    x_stride: int,
+    w: int,
+    w_stride: int,
+    out: int,
+    out_stride: int,
+    depth: int,
+    rows: int,
+    columns: int,
+) -> None:
+    """Multiply rows with columns, whole vectors of them, and add that to what is in out."""
+    column = 0
+    while column + PANEL <= columns:
+        at = column * 4
+        _add_panel(x, x_stride, w + at, w_stride, out + at, out_stride, depth, rows)
+        column += PANEL
+    if column < columns:
+        at = column * 4
+        _add_vector(x, x_stride, w + at, w_stride, out + at, out_stride, depth, rows)
+
+
+@inline
+def _add_panel(
     x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
 ) -> None:
-    """Multiply rows with one vector of columns, and add that to what is in out."""
     row = 0
     while row < rows:
         count = min(rows - row, FLOAT_ROWS)
@@ -85,6 +107,34 @@ def add_floats(
             sum_tile(arguments, 2)
         else:
             sum_tile(arguments, 1)
+        row += count
+
+
+@inline
+def _add_vector(
+    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
+) -> None:
+    row = 0
+    while row < rows:
+        count = min(rows - row, FLOAT_ROWS)
+        line, place = x + row * x_stride, out + row * out_stride
+        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        if count == 8:
+            half_sum_tile(arguments, 8)
+        elif count == 7:
+            half_sum_tile(arguments, 7)
+        elif count == 6:
+            half_sum_tile(arguments, 6)
+        elif count == 5:
+            half_sum_tile(arguments, 5)
+        elif count == 4:
+            half_sum_tile(arguments, 4)
+        elif count == 3:
+            half_sum_tile(arguments, 3)
+        elif count == 2:
+            half_sum_tile(arguments, 2)
+        else:
+            half_sum_tile(arguments, 1)
         row += count
 
 

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from worker.model.fused.emitter import FLOATS, GROUP, HALVES, INTS, Emitter, Value
+from worker.model.fused.emitter import FLOATS, GROUP, HALVES, I64, INTS, Emitter, Value
 from worker.model.fused.jit import LANES
 
 _VECTORS: Final = 2  # of a panel
@@ -30,7 +30,12 @@ def _float_tile(e: Emitter, rows: int, values: list[Value]) -> None:
 
 
 def _sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
-    """Add to out[r, n]: sum over k of x[r, k] * w[k, n], for the n of one vector."""
+    """Add to out[r, n]: sum over k of x[r, k] * w[k, n]."""
+    _floats(e, rows, _VECTORS, values, keep=True)
+
+
+def _half_sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Do the same for the columns of one vector."""
     _floats(e, rows, 1, values, keep=True)
 
 
@@ -54,27 +59,29 @@ def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: b
 
 
 def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
-    """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors.
+    """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors, an even number.
 
     What is ``soon`` and ``later`` bytes behind each key will be read next.
     """
     q, q_stride, k, k_stride, out, out_stride, depth, tokens, soon, later = values
-    sums = e.variables(rows, 1, FLOATS)
+    sums = e.variables(rows, 2, FLOATS)
     with cgutils.for_range(e.builder, tokens) as loop:
         key = e.add(k, e.mul(loop.index, k_stride))
+        for r, v in product(range(rows), range(2)):
+            e.put(sums[r][v], e.zero(FLOATS))
+        with cgutils.for_range(e.builder, e.builder.lshr(depth, I64(1))) as inner:
+            for v in range(2):
+                place = e.add(e.mul(inner.index, 2 * _FLOAT_BYTES), v * _FLOAT_BYTES)
+                e.prefetch(e.sum(key, place, soon))
+                e.prefetch(e.sum(key, place, later))
+                numbers = e.load(FLOATS, e.add(key, place))
+                for r in range(rows):
+                    query = e.load(FLOATS, e.sum(q, place, e.mul(q_stride, r)))
+                    e.put(sums[r][v], e.fma(query, numbers, e.get(sums[r][v])))
         for r in range(rows):
-            e.put(sums[r][0], e.zero(FLOATS))
-        with cgutils.for_range(e.builder, depth) as inner:
-            place = e.mul(inner.index, _FLOAT_BYTES)
-            e.prefetch(e.sum(key, place, soon))
-            e.prefetch(e.sum(key, place, later))
-            numbers = e.load(FLOATS, e.add(key, place))
-            for r in range(rows):
-                query = e.load(FLOATS, e.sum(q, place, e.mul(q_stride, r)))
-                e.put(sums[r][0], e.fma(query, numbers, e.get(sums[r][0])))
-        for r in range(rows):
+            total = e.builder.fadd(e.get(sums[r][0]), e.get(sums[r][1]))
             place = e.sum(out, e.mul(out_stride, r), e.mul(loop.index, 4))
-            e.store(e.reduce(e.get(sums[r][0])), place)
+            e.store(e.reduce(total), place)
 
 
 def _byte_tile(e: Emitter, rows: int, values: list[Value]) -> None:
@@ -162,6 +169,7 @@ def _intrinsic(emit: Callable[[Emitter, int, list[Value]], None]) -> Any:
 
 float_tile: Any = _intrinsic(_float_tile)
 sum_tile: Any = _intrinsic(_sum_tile)
+half_sum_tile: Any = _intrinsic(_half_sum_tile)
 score_tile: Any = _intrinsic(_score_tile)
 byte_tile: Any = _intrinsic(_byte_tile)
 nibble_tile: Any = _intrinsic(_nibble_tile)
