@@ -153,19 +153,29 @@ async def measure(model: BenchModel, capacity: int, window_s: float) -> tuple[Ga
 
 
 async def _watch(engine: Engine, load: Load, capacity: int, window_s: float) -> Gap:
-    began, before, tokens = time.perf_counter(), model_s(engine) or 0.0, load.tokens
+    began, before = await _after_step(engine)
+    tokens = load.tokens
     fewest = engine.stats().waiting
-    while (passed_s := time.perf_counter() - began) < window_s:
+    while time.perf_counter() - began < window_s:
         await asyncio.sleep(0.05)
         fewest = min(fewest, engine.stats().waiting)
-    busy_s = (model_s(engine) or 0.0) - before
+    ended, after = await _after_step(engine)
+    passed_s = ended - began
     return Gap(
         capacity=capacity,
         window_s=passed_s,
         tokens_per_s=(load.tokens - tokens) / passed_s,
         fewest_waiting=fewest,
-        busy=busy_s / passed_s,
+        busy=(after - before) / passed_s,
     )
+
+
+async def _after_step(engine: Engine) -> tuple[float, float]:
+    """Return the time and the counter when a step has just ended: no step is cut in two."""
+    before = model_s(engine)
+    while (after := model_s(engine)) == before:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0.002)
+    return time.perf_counter(), after or 0.0
 
 
 def model_s(engine: Engine) -> float | None:

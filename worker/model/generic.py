@@ -83,6 +83,10 @@ class GenericNetwork:
             raise UnsupportedModel("its attention does not use transformers' AttentionInterface")
         return found
 
+    def detach(self) -> None:
+        """Let go of the model: transformers keeps a registered function for ever."""
+        AttentionInterface.register(self._name, _detached)
+
     def attach(self, pool: KvPool) -> None:
         """Use these blocks from now on."""
         self._pool = pool
@@ -140,6 +144,10 @@ class GenericNetwork:
             softcap=softcap,
         )
         return out[None], None
+
+
+def _detached(*_args: Any, **_options: Any) -> tuple[Tensor, None]:
+    raise RuntimeError("this network was given up for a faster one")
 
 
 def _refuse_extras(options: dict[str, Any]) -> None:

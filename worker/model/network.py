@@ -17,7 +17,7 @@ from worker.model.generic import GenericNetwork, UnsupportedModel
 from worker.model.graphs import GraphedNetwork
 from worker.model.loading import LoadedModel
 from worker.model.memory import num_blocks
-from worker.model.trial import Trial
+from worker.model.trial import LENGTH, Trial
 
 _log = structlog.get_logger()
 
@@ -43,7 +43,8 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
             generic = GenericNetwork(model.network)
             shape = _shape(generic, model, options)
         number = num_blocks(shape, model, options)
-        pool = KvPool(shape, number + 1, model.device)
+        least = -(-LENGTH // shape.block_tokens)
+        pool = KvPool(shape, max(number + 1, least), model.device)
         generic.attach(pool)
         with torch.inference_mode():
             trial = Trial(generic, pool)
@@ -53,6 +54,8 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
             f"{model.name} ({model.network.config.model_type}) cannot be served: {error}. "
             "The engine runs decoder models with plain causal attention."
         ) from error
+    if path.startswith("fused"):
+        generic.detach()
     _log.info("network_ready", path=path, blocks=number)
     return PagedModel(network, pool, number, path)
 

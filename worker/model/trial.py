@@ -8,8 +8,8 @@ from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork
 
 # Longer than two blocks of 16 tokens, and no multiple of them.
-_LENGTH = 43
-_PARTS = ((0, 20), (20, _LENGTH - 1), (_LENGTH - 1, _LENGTH))
+LENGTH = 43
+_PARTS = ((0, 20), (20, LENGTH - 1), (LENGTH - 1, LENGTH))
 # Of the greatest logit: what the rounding of the model's numbers may change.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 # Quantised weights compute something else by intention, but not something entirely different.
@@ -22,7 +22,7 @@ class Trial:
     def __init__(self, generic: GenericNetwork, pool: KvPool) -> None:
         self._pool = pool
         device = pool.blocks.device
-        self._ids = torch.arange(7, 7 + 31 * _LENGTH, 31, device=device) % generic.vocab_len
+        self._ids = torch.arange(7, 7 + 31 * LENGTH, 31, device=device) % generic.vocab_len
         self._expected = generic.reference(self._ids)
         self._tolerance = _TOLERANCES[pool.shape.dtype]
 
@@ -41,7 +41,7 @@ class Trial:
         """Return a batch with a part of the text, in the pool's first blocks, from behind."""
         device, block_tokens = self._ids.device, self._pool.shape.block_tokens
         positions = torch.arange(start, end, device=device)
-        table = torch.arange(-(-_LENGTH // block_tokens), device=device).flip(0)
+        table = torch.arange(-(-LENGTH // block_tokens), device=device).flip(0)
 
         def tensor(values: list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)

@@ -79,6 +79,30 @@ def test_when_blocks_run_out_the_youngest_waits_again() -> None:
         engine.step()
 
 
+def test_who_gives_way_to_a_prefill_has_no_part_in_the_step() -> None:
+    """Even if its token was planned already."""
+    engine = SimulatedEngine(7, 2, 3)
+    engine.scheduler.add(make_sequence(0, [1] * 8, 12))
+    for _ in range(3):
+        engine.step()
+    engine.scheduler.add(make_sequence(1, [2] * 14, 2, rank=0))
+    while not engine.scheduler.num_preemptions:
+        slices = engine.step()
+    assert _ids(slices) == ["s1"]
+    while not engine.scheduler.is_idle:
+        engine.step()
+
+
+def test_nobody_is_admitted_to_the_blocks_of_a_prefill() -> None:
+    """What a prompt will still need is taken, though nothing is written there yet."""
+    engine = SimulatedEngine(80, 2, 512)
+    slow = make_sequence(0, [1] * 300, 1)
+    slow.wants_prompt_logprobs = True
+    engine.scheduler.add(slow)
+    engine.scheduler.add(make_sequence(1, [2] * 100, 1))
+    assert [_ids(engine.step()) for _ in range(4)] == [["s0"], ["s0"], ["s0"], ["s1"]]
+
+
 def test_a_preempted_sequence_does_not_count_its_own_blocks_as_cached() -> None:
     """Cached is what was there before it came."""
     engine = SimulatedEngine(7, 2, 3)

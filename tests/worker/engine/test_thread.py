@@ -1,47 +1,53 @@
-"""The engine's thread, with a model that counts."""
+"""The engine's thread, with an engine that makes steps when it is allowed to."""
 
 import queue
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
-from common.jobs import Sampling
-from worker.engine.protocol import Prefilled, Refused
-from worker.engine.sequence import Sequence
-from worker.engine.thread import Cancel, EngineThread, Made, RequestFailed, Stop
+from tests.worker.engine.simulated import SimulatedEngine, make_sequence
+from worker.engine.core import EngineCore
+from worker.engine.made import Made, Token
+from worker.engine.thread import Call, Cancel, EngineThread
 
-EOS_ID = 7
+DEADLINE_S = 10.0
 
 
-class CountingRunner:
-    """Sees one token per pass; the next token is the number of those that it has seen."""
+class GatedCore:
+    """Tells which sequences took part in a step."""
 
     def __init__(self) -> None:
-        self.passes: list[str] = []
+        self.engine = SimulatedEngine(num_blocks=20, capacity=2, step_tokens=16)
+        self.scheduler = self.engine.scheduler
         self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.started: list[int] = []
 
     def start(self) -> None:
-        """Nothing to prepare."""
+        """Note the thread."""
+        self.started.append(threading.get_ident())
 
-    def advance(self, sequence: Sequence) -> int | None:
-        """Wait for the gate, and count."""
-        assert self.gate.acquire(timeout=10)
-        self.passes.append(sequence.id)
-        if sequence.ids[-1] == 3:
-            raise RequestFailed("unlucky", "3 is unlucky.")
-        sequence.seen_len += 1
-        return None if sequence.is_prefilling else sequence.seen_len
+    def step(self) -> list[Made]:
+        """Wait for the gate, and make a step."""
+        self.entered.release()
+        assert self.gate.acquire(timeout=DEADLINE_S)
+        if any(sequence.ids[-1] == 99 for sequence in self.engine.running):
+            raise TypeError("a bug of ours")
+        parts = self.engine.step()
+        return [(part.sequence.id, Token(part.end)) for part in parts if part.sequence.rank < 2]
 
 
 class Harness:
     """A running thread, and what it delivers."""
 
-    def __init__(self, capacity: int) -> None:
-        self.runner = CountingRunner()
+    def __init__(self) -> None:
+        self.core = GatedCore()
         self.delivered: queue.SimpleQueue[list[Made]] = queue.SimpleQueue()
-        self.engine = EngineThread(self.runner, capacity, self.delivered.put)
-        self._thread = threading.Thread(target=self.engine.run)
+        self.thread = EngineThread(cast("EngineCore", self.core), self.delivered.put)
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
 
     def start(self) -> None:
         """Start after the first commands are given, so that one step sees them all."""
@@ -49,80 +55,127 @@ class Harness:
 
     def stop(self) -> None:
         """End the thread, whatever it is waiting for."""
-        self.engine.post(Stop())
-        self.runner.gate.release(1000)
+        self.thread.stop()
+        self.core.gate.release(1000)
         if self._thread.ident is not None:
-            self._thread.join(10)
+            self.join()
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
 
-    def step(self, num_passes: int) -> list[Made]:
-        """Let so many forward passes happen and return what the next step delivers."""
-        self.runner.gate.release(num_passes)
-        return self.delivered.get(timeout=10)
+    def step(self) -> list[str]:
+        """Let a step happen and return whose parts it delivers."""
+        self.enter()
+        return self.leave()
+
+    def enter(self) -> None:
+        """Wait until the next step is under way."""
+        assert self.core.entered.acquire(timeout=DEADLINE_S)
+
+    def leave(self) -> list[str]:
+        """Let the step that is under way end and return whose parts it delivers."""
+        self.core.gate.release()
+        return [sequence_id for sequence_id, _ in self.delivered.get(timeout=DEADLINE_S)]
+
+    def call(self) -> tuple[int, bool]:
+        """Return the thread that obeys a command, and whether a step was under way meanwhile."""
+        said: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+        self.thread.post(Call(lambda: said.put((threading.get_ident(), self.thread.stalled_s > 0))))
+        return said.get(timeout=DEADLINE_S)
+
+    def _run(self) -> None:
+        try:
+            self.thread.run()
+        except TypeError as error:
+            self.error = error
 
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
     """Two slots."""
-    harness = Harness(capacity=2)
+    harness = Harness()
     yield harness
     harness.stop()
 
 
-def _sequence(order: int, ids: list[int], max_tokens: int = 100) -> Sequence:
-    return Sequence(
-        id=f"s{order}",
-        order=order,
-        ids=ids,
-        prompt_len=len(ids),
-        max_tokens=max_tokens,
-        eos_ids=frozenset({EOS_ID}),
-        sampling=Sampling(),
-    )
-
-
-def test_one_step_delivers_all_its_tokens_at_once(harness: Harness) -> None:
-    """A prompt of one token is prefilled and answered while the other decodes."""
-    harness.engine.post(_sequence(0, [9]))
-    harness.engine.post(_sequence(1, [9]))
+def test_one_step_delivers_all_it_made_at_once(harness: Harness) -> None:
+    """All commands that were given before it are obeyed."""
+    harness.thread.post(make_sequence(0))
+    harness.thread.post(make_sequence(1))
     harness.start()
-    assert harness.step(1) == [("s0", Prefilled(1, 0, 0.0)), ("s0", 1)]
-    assert harness.step(2) == [("s1", Prefilled(1, 0, 0.0)), ("s1", 1), ("s0", 2)]
-    assert harness.step(2) == [("s0", 3), ("s1", 2)]
+    assert harness.step() == ["s0", "s1"]
+    assert harness.step() == ["s0", "s1"]
 
 
-def test_a_prompt_is_prefilled_before_its_first_token(harness: Harness) -> None:
-    """Passes over the prompt deliver nothing but the word that they are done."""
-    harness.engine.post(_sequence(0, [9, 9, 9]))
+def test_a_step_that_makes_nothing_delivers_nothing(harness: Harness) -> None:
+    """Nobody is woken for a part of a prompt."""
+    harness.thread.post(make_sequence(0, rank=2, max_tokens=2))
     harness.start()
-    assert harness.step(3) == [("s0", Prefilled(3, 0, 0.0)), ("s0", 3)]
+    harness.core.gate.release(2)
+    harness.call()
+    harness.thread.post(make_sequence(1))
+    assert harness.step() == ["s1"]
 
 
 def test_ended_sequences_make_room(harness: Harness) -> None:
-    """The length, the EOS and a failure end a sequence without a command."""
-    harness.engine.post(_sequence(0, [9] * EOS_ID))
-    harness.engine.post(_sequence(1, [9], max_tokens=1))
-    harness.engine.post(_sequence(2, [3]))
+    """Who waited gets the slot in the next step."""
+    for order in range(3):
+        harness.thread.post(make_sequence(order, max_tokens=1 + order))
     harness.start()
-    made = [harness.step(EOS_ID) for _ in range(3)]
-    assert [delivery[-1] for delivery in made] == [
-        ("s0", EOS_ID),
-        ("s1", 1),
-        ("s2", Refused("unlucky", "3 is unlucky.")),
-    ]
-    assert harness.engine.num_running == 0
+    assert [harness.step() for _ in range(3)] == [["s0", "s1"], ["s1", "s2"], ["s2"]]
 
 
 def test_cancel_is_obeyed_before_the_next_step(harness: Harness) -> None:
-    """A cancelled sequence gets no further pass, and the one that waited gets its slot."""
+    """A cancelled sequence has no part in it, and the one that waited gets its slot."""
     for order in range(3):
-        harness.engine.post(_sequence(order, [9]))
+        harness.thread.post(make_sequence(order))
     harness.start()
-    harness.step(1)
-    harness.engine.post(Cancel("s0"))
-    harness.step(2)  # it may have begun before the command
-    harness.runner.passes.clear()
-    harness.step(2)
-    harness.step(2)
-    assert "s0" not in harness.runner.passes
-    assert "s2" in harness.runner.passes
+    harness.step()
+    harness.enter()
+    harness.thread.post(Cancel("unknown"))
+    harness.thread.cancel(["s0"])
+    assert harness.leave() == ["s0", "s1"]
+    assert harness.step() == ["s1", "s2"]
+
+
+def test_an_idle_thread_obeys_too(harness: Harness) -> None:
+    """Functions are called on the engine's thread, and never during a step."""
+    harness.start()
+    ident, is_stalled = harness.call()
+    assert [ident] == harness.core.started
+    assert not is_stalled
+
+
+def test_a_step_that_hangs_shows(harness: Harness) -> None:
+    """Between steps nothing stalls."""
+    assert harness.thread.stalled_s == 0
+    harness.thread.post(make_sequence(0))
+    harness.start()
+    harness.enter()
+    assert harness.thread.stalled_s > 0
+    harness.thread.cancel(["s0"])
+    harness.core.gate.release()
+    harness.call()
+    assert harness.thread.stalled_s == 0
+
+
+def test_stop_ends_it_before_the_next_step(harness: Harness) -> None:
+    """Whoever runs gets no further step."""
+    harness.thread.post(make_sequence(0))
+    harness.start()
+    harness.enter()
+    harness.stop()
+    assert harness.delivered.get(timeout=DEADLINE_S)
+    assert harness.delivered.empty()
+
+
+def test_a_bug_ends_it(harness: Harness) -> None:
+    """The exception is its owner's."""
+    harness.thread.post(make_sequence(0, [1, 2, 3]))
+    harness.thread.post(make_sequence(1, [*range(14), 99]))
+    harness.start()
+    harness.core.gate.release(2)
+    harness.join()
+    assert isinstance(harness.error, TypeError)

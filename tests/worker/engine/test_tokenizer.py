@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -93,3 +94,43 @@ def test_messages_are_rendered_with_the_assistants_turn(content: str) -> None:
     spec = JobSpec(model="tiny", max_tokens=1, messages=(Message("user", content),))
     assert tokenizer.encode(spec) == TOKENIZER.encode(_spec(f"<|user|>{content}"))
     assert not TOKENIZER.has_chat_template
+
+
+def test_text_is_added_as_it_is() -> None:
+    """Nothing is put between what is stored and what is added, and nothing added continues it."""
+    spec = JobSpec(model="tiny", max_tokens=1, append=" the wheel", prompt_id="c")
+    base = TOKENIZER.encode(_spec("the river"))
+    assert TOKENIZER.encode(spec, base) == base + TOKENIZER.encode(_spec(" the wheel"))
+    nothing = JobSpec(model="tiny", max_tokens=1, prompt_id="c")
+    assert TOKENIZER.encode(nothing, tuple(base)) == base
+
+
+_GREETING = "{% if messages[0].role != 'system' %}<|user|>be brief{% endif %}"
+_TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+_OPENING = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+def test_messages_are_added_as_turns() -> None:
+    """What a template writes before a conversation is not written again."""
+    backend = make_tokenizer()
+    backend.chat_template = _GREETING + _TURNS + _OPENING
+    spec = JobSpec(model="tiny", max_tokens=1, append=(Message("user", "hi"),), prompt_id="c")
+    ids = Tokenizer(backend).encode(spec, [5])
+    assert ids == [5, *TOKENIZER.encode(_spec("<|user|>hi<|end|><|assistant|>"))]
+
+
+def test_a_template_that_rewrites_the_past_cannot_add() -> None:
+    """The client is told to send the whole conversation."""
+    backend = make_tokenizer()
+    backend.chat_template = "{{ messages | length }}" + _TURNS + _OPENING
+    spec = JobSpec(model="tiny", max_tokens=1, append=(Message("user", "hi"),), prompt_id="c")
+    with pytest.raises(TemplateError, match="send all"):
+        Tokenizer(backend).encode(spec, [5])
+
+
+def test_ids_decode_without_special_tokens_and_one_with() -> None:
+    """A text hides what a single token shows."""
+    ids = TOKENIZER.encode(_spec(f"the river{EOS}"))
+    assert TOKENIZER.decode(ids) == "the river"
+    assert TOKENIZER.text_of(ids[-1]) == EOS
+    assert "".join(map(TOKENIZER.text_of, ids[:-1])) == "the river"

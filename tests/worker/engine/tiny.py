@@ -96,7 +96,7 @@ def _make_network(architecture: str, tokenizer: Any) -> Any:
     if architecture == "t5":
         return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **_OWN_SIZES["t5"]))
     config = (ARCHITECTURES | UNSUPPORTED)[architecture](**sizes)
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def make_tokenizer() -> Any:

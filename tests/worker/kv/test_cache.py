@@ -134,12 +134,13 @@ def test_a_table_that_cannot_grow_keeps_what_it_has() -> None:
 
 
 def test_lookup_tells_whole_blocks_of_all_tiers(tiers: Tiers) -> None:
-    """It gives nobody anything."""
+    """And the tail that is on the device; it gives nobody anything."""
     device = Device(3, tiers)
     ids = list(range(9))
     assert device.cache.lookup(make_table("ada", BLOCK_TOKENS), ids) == 0
     device.run(ids)
     assert device.cache.lookup(make_table("ada", BLOCK_TOKENS), ids) == 8
+    assert device.cache.lookup(make_table("ada", BLOCK_TOKENS), ids[:8]) == 7
     device.run([9] * 12)  # which drives it out
     assert device.cache.lookup(make_table("ada", BLOCK_TOKENS), ids) == 8
     assert device.cache.lookup(make_table("bob", BLOCK_TOKENS), ids) == 0

@@ -8,14 +8,16 @@ import torch
 from huggingface_hub import HfApi
 
 from common.errors import StartupFailed
+from worker.engine.options import Device, EngineOptions
 from worker.model.checkpoint import Checkpoint
-from worker.engine.options import EngineOptions
 from worker.model.loading import load_model
 
 
-def _load(checkpoint: Checkpoint, cache_dir: Path, device: str = "cpu") -> str:
+def _load(checkpoint: Checkpoint, cache_dir: Path, device: Device = "cpu") -> str:
     with pytest.raises(StartupFailed) as caught:
-        load_model(checkpoint, EngineOptions("tiny", cache_dir, device=device), lambda _what, _done: None)
+        load_model(
+            checkpoint, EngineOptions("tiny", cache_dir, device=device), lambda _what, _done: None
+        )
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -52,4 +54,4 @@ def test_a_file_that_is_no_gguf_fails_the_start(tmp_path: Path) -> None:
     file.write_bytes(b"not a model")
     message = _load(Checkpoint("river", gguf=file), tmp_path / "cache")
     assert message.startswith("Cannot load river")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from worker.model.fused.chunk import attend_chunk
 from worker.model.fused.decoding import attend_token
 from worker.model.fused.jit import PANEL, inline
@@ -15,23 +13,24 @@ QUERIES = 32
 
 
 @inline
-def attend(p: Any, out: Any, layer: int, window: int, part: int, parts: int) -> None:
+def attend(p: Any, out: Any, layer: int, window: int, team: Any) -> None:
     """Compute this part of the units: queries of a sequence that share heads of keys.
 
     A token that decodes takes all heads together, as they lie in the cache; only few of them are
-    divided by heads.
+    divided by heads. ``team`` is the number of this thread, and of all.
     """
+    part, parts = team
     starts = ints(p.starts, p.sequences + 1)
     scratch = p.scratch + part * p.scratch_bytes
     few = p.sequences < 2 * parts
     unit = 0
     for sequence in range(p.sequences):
-        task = Task(np.int64(layer), window, sequence, scratch)
-        first, stop = np.int64(starts[sequence]), np.int64(starts[sequence + 1])
+        task = Task(layer, window, sequence, scratch)
+        first, stop = int(starts[sequence]), int(starts[sequence + 1])
         alone = stop - first == 1 and p.head_dim % PANEL == 0
         if alone and not few:
             if unit % parts == part:
-                attend_token(p, out, task, (np.int64(0), p.kv_heads), first)
+                attend_token(p, out, task, (0, p.kv_heads), first)
             unit += 1
             continue
         while first < stop:

@@ -2,99 +2,98 @@
 
 from typing import Any
 
-import numpy as np
-
 from worker.model.fused.jit import LANES, inline
-from worker.model.fused.memory import floats, longs
+from worker.model.fused.memory import Grid, floats, longs, shifted
 from worker.model.fused.product import add_floats
-from worker.model.fused.softmax import SPAN, find, first_span, put_row, start_rows, weigh
+from worker.model.fused.softmax import (
+    SPAN,
+    State,
+    Task,
+    find,
+    first_span,
+    put_row,
+    start_rows,
+    weigh,
+)
 from worker.model.fused.tiles import score_tile
 
 
 @inline
-def attend_token(p: Any, out: Any, task: Any, heads: Any, token: int) -> None:
+def attend_token(p: Any, out: Any, task: Task, heads: Any, token: int) -> None:
     """Compute the queries of some heads of keys; ``heads`` are the first and the one behind."""
     dim, group = p.head_dim, p.heads // p.kv_heads
     rows, base = (heads[1] - heads[0]) * group, heads[0] * group * dim * 4
-    queries = task.scratch
-    scores = queries + rows * dim * 4
-    sums = scores + rows * SPAN * 4
-    state = start_rows(sums, rows, dim)
+    queries = Grid(task.scratch, dim * 4)
+    scores = Grid(shifted(queries, rows, 0).address, SPAN * 4)
+    state = start_rows(shifted(scores, rows, 0).address, rows, dim)
     source = floats(p.qkv_out + token * p.qkv_width * 4 + base, rows * dim)
-    target = floats(queries, rows * dim)
+    target = floats(queries.address, rows * dim)
     for i in range(rows * dim):
         target[i] = source[i] * p.softmax_scale
     end = longs(p.positions, p.tokens)[token] + 1
     place = first_span(end - 1, task.window)
     while place < end:
         count = min(end - place, SPAN)
-        _score(p, task, heads, place, end, queries, scores)
-        left = max(np.int64(0), end - task.window - place)
+        _score(p, task, heads, (place, count), (queries, scores))
+        left = max(0, end - task.window - place)
         for row in range(rows):
-            weigh(scores + row * SPAN * 4, left, count, state, row, sums + row * dim * 4, dim)
-        _sum(p, task, heads, place, count, scores, sums)
+            weigh(state, row, shifted(scores, row, 0).address, left, count)
+        _sum(p, task, heads, (place, count), (scores, state))
         place += SPAN
     line = out.floats + token * out.float_stride + base
     for row in range(rows):
-        put_row(sums + row * dim * 4, state[rows + row], line + row * dim * 4, dim)
+        put_row(state, row, line + row * dim * 4, dim)
 
 
 @inline
-def _score(
-    p: Any, task: Any, heads: Any, place: int, end: int, queries: int, scores: int
-) -> None:
+def _score(p: Any, task: Task, heads: Any, span: Any, grids: tuple[Grid, Grid]) -> None:
     """Multiply the queries with the keys of a span."""
-    group, width = p.heads // p.kv_heads, p.head_dim * 4
-    last = min(place + SPAN, end)
-    done = place
-    while done < last:
-        run = min(last - done, p.block_tokens - done % p.block_tokens)
-        keys = find(p, task, done)
-        # The processor foresees no jump to the next block.
-        behind = min(done + p.block_tokens, end - 1) // p.block_tokens * p.block_tokens
-        later = find(p, task, behind) - keys
-        for head in range(heads[0], heads[1]):
-            row = (head - heads[0]) * group
-            stop = row + group
-            while row < stop:
-                few = min(stop - row, 4)
-                arguments = (
-                    queries + row * width,
-                    width,
-                    keys + head * width,
-                    p.token_stride,
-                    scores + (row * SPAN + done - place) * 4,
-                    np.int64(SPAN * 4),
-                    p.head_dim // LANES,
-                    run,
-                    p.value_stride,
-                    later,
-                )
-                if few == 4:
-                    score_tile(arguments, 4)
-                elif few == 3:
-                    score_tile(arguments, 3)
-                elif few == 2:
-                    score_tile(arguments, 2)
-                else:
-                    score_tile(arguments, 1)
-                row += few
-        done += run
-
-
-@inline
-def _sum(
-    p: Any, task: Any, heads: Any, place: int, count: int, scores: int, sums: int
-) -> None:
-    """Add the values of a span with their weights."""
+    (place, count), (queries, scores) = span, grids
     group, width = p.heads // p.kv_heads, p.head_dim * 4
     done = 0
     while done < count:
         run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
-        values = find(p, task, place + done) + p.value_stride
+        keys = find(p, task, place + done)
         for head in range(heads[0], heads[1]):
             row = (head - heads[0]) * group
-            x = scores + (row * SPAN + done) * 4
-            w, out = values + head * width, sums + row * width
-            add_floats(x, SPAN * 4, w, p.token_stride, out, width, run, group, p.head_dim)
+            some = Grid(keys + head * width, p.token_stride)
+            _score_run(p, shifted(queries, row, 0), some, shifted(scores, row, done), run)
+        done += run
+
+
+@inline
+def _score_run(p: Any, queries: Grid, keys: Grid, scores: Grid, run: int) -> None:
+    """Multiply the queries of one group with keys of one block."""
+    group = p.heads // p.kv_heads
+    row = 0
+    while row < group:
+        few = min(group - row, 4)
+        some, out = shifted(queries, row, 0), shifted(scores, row, 0)
+        grids = (some.address, some.stride, keys.address, keys.stride, out.address, out.stride)
+        arguments = (*grids, p.head_dim // LANES, run, p.value_stride)
+        if few == 4:
+            score_tile(arguments, 4)
+        elif few == 3:
+            score_tile(arguments, 3)
+        elif few == 2:
+            score_tile(arguments, 2)
+        else:
+            score_tile(arguments, 1)
+        row += few
+
+
+@inline
+def _sum(p: Any, task: Task, heads: Any, span: Any, rows: tuple[Grid, State]) -> None:
+    """Add the values of a span with their weights."""
+    (place, count), (scores, state) = span, rows
+    group = p.heads // p.kv_heads
+    done = 0
+    while done < count:
+        run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
+        values = Grid(find(p, task, place + done) + p.value_stride, p.token_stride)
+        for head in range(heads[0], heads[1]):
+            row = (head - heads[0]) * group
+            some = shifted(values, 0, head * p.head_dim)
+            x, out = shifted(scores, row, done), shifted(state.sums, row, 0)
+            add_floats(x, some, out, (run, group), p.head_dim)
         done += run

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils as numba_cgutils
 
-from worker.model.fused.jit import HAS_DOT, LANES
+from worker.model.fused.jit import DOT, LANES
 
 GROUP: Final = 32  # numbers of a row that share a scale; the groups of GGUF's Q4 blocks too
 
@@ -15,8 +15,10 @@ FLOAT: Final = ir.FloatType()
 FLOATS: Final = ir.VectorType(FLOAT, LANES)
 HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
 INTS: Final = ir.VectorType(I32, LANES)
+_WORDS: Final = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 Value = Any  # an LLVM value
+cgutils: Any = numba_cgutils  # numba has types, but not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,7 @@ class Emitter:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """Return a * b + c."""
-        kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-        name = f"llvm.fmuladd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [a, b, c])
+        return self._call(f"llvm.fmuladd.v{LANES}f32", FLOATS, [a, b, c])
 
     def reduce(self, numbers: Value) -> Value:
         """Return the sum of all lanes."""
@@ -126,17 +125,35 @@ class Emitter:
 
     def dot(self, sums: Value, weights: Value, row: Value) -> Value:
         """Add to every lane the products of its four unsigned bytes and four signed ones."""
-        if HAS_DOT:
-            kind = ir.FunctionType(INTS, [INTS] * 3)
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-            return self.builder.call(function, [sums, weights, row])
+        if DOT == "dot":
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"
+            return self._call(name, INTS, [sums, weights, row])
+        if DOT == "madd":
+            return self._dot_of_words(sums, weights, row)
         b = self.builder
         for place in range(4):
             weight = b.and_(b.lshr(weights, self._constant(8 * place)), self._constant(255))
             number = b.ashr(b.shl(row, self._constant(24 - 8 * place)), self._constant(24))
             sums = b.add(sums, b.mul(weight, number))
         return sums
+
+    def _dot_of_words(self, sums: Value, weights: Value, row: Value) -> Value:
+        b = self.builder
+        eight = ir.Constant(_WORDS, [8] * (2 * LANES))
+        name = "llvm.x86.avx512.pmaddw.d.512" if LANES == 16 else "llvm.x86.avx2.pmadd.wd"
+        wide = b.bitcast(row, _WORDS)
+        for weight, number in (
+            (weights, b.ashr(b.shl(wide, eight), eight)),
+            (b.lshr(weights, self._constant(8)), b.ashr(wide, eight)),
+        ):
+            word = b.bitcast(b.and_(weight, self._constant(0x00FF00FF)), _WORDS)
+            sums = b.add(sums, self._call(name, INTS, [word, number]))
+        return sums
+
+    def _call(self, name: str, result: Any, values: list[Value]) -> Value:
+        kind = ir.FunctionType(result, [value.type for value in values])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, values)
 
     def _constant(self, number: int) -> Value:
         return ir.Constant(INTS, [number] * LANES)

@@ -123,9 +123,7 @@ class FusedLlama:
         self._threads = max(threads, self._threads)
         record = self._pass[0]
         qkv, output, gate_up, down = self._weights.matrices[:4]
-        inputs = [
-            Rows.make(self._capacity, int(matrix["depth"])) for matrix in (qkv, output, down)
-        ]
+        inputs = [Rows.make(self._capacity, int(matrix["depth"])) for matrix in (qkv, output, down)]
         records = np.concatenate([rows.record() for rows in inputs])
         buffers: dict[str, Array] = {
             "inputs": records,

@@ -1,14 +1,23 @@
 """Memory in compiled code: views of addresses, and calls of functions known by their address."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from worker.model.fused.jit import inline
+
+
+class Grid(NamedTuple):
+    """Rows of numbers in memory."""
+
+    address: int
+    stride: int  # bytes from one row to the next
+
 
 _I32 = ir.IntType(32)
 _POINTER = ir.IntType(8).as_pointer()
@@ -43,6 +52,7 @@ def _bits_of(_context: Any, _number: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
+carray: Any = numba.carray  # type: ignore[attr-defined] # numba lists it nowhere
 pointer: Any = intrinsic(_pointer)  # address -> what numba.carray takes
 call: Any = intrinsic(_call)  # address of an ``int f()`` -> its result
 float_of: Any = intrinsic(_float_of)  # the bits of a float32 -> the float32
@@ -53,6 +63,12 @@ bits_of: Any = intrinsic(_bits_of)  # a float32 -> its bits
 def floats(address: int, count: int) -> Any:
     """View memory as float32."""
     return carray(pointer(address), (count,), np.float32)
+
+
+@inline
+def shifted(grid: Grid, rows: int, columns: int) -> Grid:
+    """Return what begins so many rows and floats further."""
+    return Grid(grid.address + rows * grid.stride + columns * 4, grid.stride)
 
 
 @inline

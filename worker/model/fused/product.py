@@ -1,13 +1,21 @@
 """Rows times packed matrices: shares of the work, panel by panel."""
 
-from typing import Any
+from typing import Any, Final
 
+from worker.model.fused.emitter import GROUP
 from worker.model.fused.jit import BYTE_ROWS, FLOAT_ROWS, PANEL, inline
-from worker.model.fused.memory import floats
-from worker.model.fused.tiles import byte_tile, float_tile, half_sum_tile, nibble_tile, sum_tile
+from worker.model.fused.layout import Kind
+from worker.model.fused.memory import Grid, floats, shifted
+from worker.model.fused.tiles import (
+    byte_tile,
+    float_tile,
+    half_sum_tile,
+    nibble_tile,
+    sum_tile,
+)
 
-# The values of ``Kind``, as constants that compiled code takes.
-_FLOAT, _BYTE = 0, 1
+_FLOAT: Final = int(Kind.FLOAT)
+_BYTE: Final = int(Kind.BYTE)
 
 
 @inline
@@ -17,29 +25,27 @@ def multiply(rows: Any, matrix: Any, out: int, num_rows: int, part: int, parts: 
     last = matrix.panels * (part + 1) // parts
     stride = matrix.panels * PANEL * 4
     for panel in range(first, last):
-        place = out + panel * PANEL * 4
+        place = Grid(out + panel * PANEL * 4, stride)
         if matrix.kind == _FLOAT:
-            weights = matrix.weights + panel * matrix.panel_bytes
-            x, step = rows.floats, rows.float_stride
-            multiply_floats(x, step, weights, PANEL * 4, place, stride, matrix.depth, num_rows)
+            weights = Grid(matrix.weights + panel * matrix.panel_bytes, PANEL * 4)
+            x = Grid(rows.floats, rows.float_stride)
+            multiply_floats(x, weights, place, matrix.depth, num_rows)
         elif matrix.kind == _BYTE:
-            _multiply_bytes(rows, matrix, panel, place, stride, num_rows)
+            _multiply_bytes(rows, matrix, panel, place, num_rows)
         else:
-            _multiply_nibbles(rows, matrix, panel, place, stride, num_rows)
+            _multiply_nibbles(rows, matrix, panel, place, num_rows)
         if matrix.bias != 0:
-            _add_bias(matrix.bias + panel * PANEL * 4, place, stride, num_rows)
+            _add_bias(matrix.bias + panel * PANEL * 4, place, num_rows)
 
 
 @inline
-def multiply_floats(
-    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
-) -> None:
-    """Multiply rows with one panel of floats."""
+def multiply_floats(x: Grid, w: Grid, out: Grid, depth: int, rows: int) -> None:
+    """Multiply rows with one panel of columns."""
     row = 0
     while row < rows:
         count = min(rows - row, FLOAT_ROWS)
-        line, place = x + row * x_stride, out + row * out_stride
-        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        line, place = x.address + row * x.stride, out.address + row * out.stride
+        arguments = (line, x.stride, w.address, w.stride, place, out.stride, depth)
         if count == 8:
             float_tile(arguments, 8)
         elif count == 7:
@@ -60,37 +66,27 @@ def multiply_floats(
 
 
 @inline
-def add_floats(
-    x: int,
-    x_stride: int,
-    w: int,
-    w_stride: int,
-    out: int,
-    out_stride: int,
-    depth: int,
-    rows: int,
-    columns: int,
-) -> None:
-    """Multiply rows with columns, whole vectors of them, and add that to what is in out."""
+def add_floats(x: Grid, w: Grid, out: Grid, size: Any, columns: int) -> None:
+    """Multiply rows with whole vectors of columns, and add that to what is in out.
+
+    ``size`` is the depth, and the number of rows.
+    """
+    depth, rows = size
     column = 0
     while column + PANEL <= columns:
-        at = column * 4
-        _add_panel(x, x_stride, w + at, w_stride, out + at, out_stride, depth, rows)
+        _add_panel(x, shifted(w, 0, column), shifted(out, 0, column), depth, rows)
         column += PANEL
     if column < columns:
-        at = column * 4
-        _add_vector(x, x_stride, w + at, w_stride, out + at, out_stride, depth, rows)
+        _add_vector(x, shifted(w, 0, column), shifted(out, 0, column), depth, rows)
 
 
 @inline
-def _add_panel(
-    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
-) -> None:
+def _add_panel(x: Grid, w: Grid, out: Grid, depth: int, rows: int) -> None:
     row = 0
     while row < rows:
         count = min(rows - row, FLOAT_ROWS)
-        line, place = x + row * x_stride, out + row * out_stride
-        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        line, place = x.address + row * x.stride, out.address + row * out.stride
+        arguments = (line, x.stride, w.address, w.stride, place, out.stride, depth)
         if count == 8:
             sum_tile(arguments, 8)
         elif count == 7:
@@ -111,14 +107,12 @@ def _add_panel(
 
 
 @inline
-def _add_vector(
-    x: int, x_stride: int, w: int, w_stride: int, out: int, out_stride: int, depth: int, rows: int
-) -> None:
+def _add_vector(x: Grid, w: Grid, out: Grid, depth: int, rows: int) -> None:
     row = 0
     while row < rows:
         count = min(rows - row, FLOAT_ROWS)
-        line, place = x + row * x_stride, out + row * out_stride
-        arguments = (line, x_stride, w, w_stride, place, out_stride, depth)
+        line, place = x.address + row * x.stride, out.address + row * out.stride
+        arguments = (line, x.stride, w.address, w.stride, place, out.stride, depth)
         if count == 8:
             half_sum_tile(arguments, 8)
         elif count == 7:
@@ -139,9 +133,7 @@ def _add_vector(
 
 
 @inline
-def _multiply_bytes(
-    rows: Any, matrix: Any, panel: int, out: int, stride: int, num_rows: int
-) -> None:
+def _multiply_bytes(rows: Any, matrix: Any, panel: int, out: Grid, num_rows: int) -> None:
     weights = matrix.weights + panel * matrix.panel_bytes
     scales = matrix.scales + panel * PANEL * 4
     row = 0
@@ -156,9 +148,9 @@ def _multiply_bytes(
             rows.group_stride,
             weights,
             scales,
-            out + row * stride,
-            stride,
-            matrix.depth // 32,
+            out.address + row * out.stride,
+            out.stride,
+            matrix.depth // GROUP,
         )
         if count == 4:
             byte_tile(arguments, 4)
@@ -172,9 +164,7 @@ def _multiply_bytes(
 
 
 @inline
-def _multiply_nibbles(
-    rows: Any, matrix: Any, panel: int, out: int, stride: int, num_rows: int
-) -> None:
+def _multiply_nibbles(rows: Any, matrix: Any, panel: int, out: Grid, num_rows: int) -> None:
     weights = matrix.weights + panel * matrix.panel_bytes
     row = 0
     while row < num_rows:
@@ -187,9 +177,9 @@ def _multiply_nibbles(
             rows.minima + group,
             rows.group_stride,
             weights,
-            out + row * stride,
-            stride,
-            matrix.depth // 32,
+            out.address + row * out.stride,
+            out.stride,
+            matrix.depth // GROUP,
         )
         if count == 4:
             nibble_tile(arguments, 4)
@@ -203,9 +193,9 @@ def _multiply_nibbles(
 
 
 @inline
-def _add_bias(bias: int, out: int, stride: int, num_rows: int) -> None:
+def _add_bias(bias: int, out: Grid, num_rows: int) -> None:
     numbers = floats(bias, PANEL)
     for row in range(num_rows):
-        line = floats(out + row * stride, PANEL)
+        line = floats(out.address + row * out.stride, PANEL)
         for column in range(PANEL):
             line[column] += numbers[column]

@@ -1,22 +1,23 @@
 """What happens to a row between two products."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from worker.model.fused.emitter import GROUP
 from worker.model.fused.jit import inline
+from worker.model.fused.layout import Kind
 from worker.model.fused.memory import bits_of, float_of, floats, ints, signed_bytes
 
-_GROUP = 32
-_FLOAT = 0
+_FLOAT: Final = int(Kind.FLOAT)
 # Added to a small number, it leaves the number rounded to an integer in the lowest bits. Rounding
 # by instruction and converting took twice as long.
 _ROUNDER, _ROUNDER_BITS = np.float32(12582912.0), np.int32(0x4B400000)
 
 
 @inline
-def exp(x: float) -> float:
+def exp(x: Any) -> Any:
     """Return e^x within 2 units in the last place, in code that the compiler makes vectors of."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.rint(x * np.float32(1.4426950408889634))
@@ -65,7 +66,8 @@ def rotate(place: int, angles: int, head_dim: int) -> None:
 @inline
 def gate(source: int, target: int, count: int) -> None:
     """silu(gate) * up, of a vector that has the gates first."""
-    gates, ups, out = floats(source, count), floats(source + 4 * count, count), floats(target, count)
+    gates, ups = floats(source, count), floats(source + 4 * count, count)
+    out = floats(target, count)
     for i in range(count):
         out[i] = gates[i] / (np.float32(1.0) + exp(-gates[i])) * ups[i]
 
@@ -78,11 +80,11 @@ def finish(rows: Any, row: int, matrix: Any) -> None:
     line = rows.floats + row * rows.float_stride
     number = rows.bytes + row * rows.byte_stride
     place = row * rows.group_stride
-    count = matrix.depth // _GROUP
+    count = matrix.depth // GROUP
     scales, minima = floats(rows.scales + place, count), floats(rows.minima + place, count)
     offsets = ints(rows.offsets + place, count)
     for group in range(count):
-        scale, total = _quantise(line + group * _GROUP * 4, number + group * _GROUP)
+        scale, total = _quantise(line + group * GROUP * 4, number + group * GROUP)
         scales[group] = scale
         offsets[group] = -128 * total
         minima[group] = scale * np.float32(total)
@@ -91,15 +93,15 @@ def finish(rows: Any, row: int, matrix: Any) -> None:
 @inline
 def _quantise(source: int, target: int) -> Any:
     """Return the scale, and the sum of the bytes."""
-    numbers, bits, out = floats(source, _GROUP), ints(source, _GROUP), signed_bytes(target, _GROUP)
+    numbers, bits, out = floats(source, GROUP), ints(source, GROUP), signed_bytes(target, GROUP)
     # Compared as integers NaN is greater than all, so that it ends in the scale and is not lost.
     top = np.int32(0)
-    for i in range(_GROUP):
+    for i in range(GROUP):
         top = max(top, bits[i] & np.int32(0x7FFFFFFF))
     largest = float_of(top)
     inverse = np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
     total = np.int32(0)
-    for i in range(_GROUP):
+    for i in range(GROUP):
         number = bits_of(numbers[i] * inverse + _ROUNDER) - _ROUNDER_BITS
         out[i] = np.int8(number)
         total += number

@@ -1,12 +1,11 @@
 """Softmax over a sequence that is read in spans: each row remembers its greatest score so far."""
 
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from worker.model.fused.jit import inline
-from worker.model.fused.memory import bits_of, float_of, floats, ints
+from worker.model.fused.memory import Grid, bits_of, float_of, floats, ints
 from worker.model.fused.rows import exp
 
 # Tokens whose scores are computed before they are weighed; a multiple of PANEL.
@@ -14,83 +13,101 @@ SPAN = 64
 
 _NEVER = np.float32(-1e30)
 
-# What a thread computes attention for: a sequence, in a layer with this window.
-Task = namedtuple("Task", "layer window sequence scratch")  # noqa: PYI024 - numba's own kind
+
+class Task(NamedTuple):
+    """What a thread computes attention for: a sequence, in a layer."""
+
+    layer: int
+    window: int  # a token sees so many tokens, itself included
+    sequence: int
+    scratch: int  # memory of the thread
+
+
+class State(NamedTuple):
+    """Rows of attention that is not over yet."""
+
+    tops: Any  # the greatest score of each row
+    weights: Any  # the sum of its weights, relative to that score
+    sums: Grid  # the sum of the values, with these weights
+    wide: int
 
 
 @inline
-def start_rows(sums: int, rows: int, wide: int) -> Any:
-    """Set the sums of rows to zero; return their greatest scores, and then their weights."""
-    state = floats(sums + rows * wide * 4, 2 * rows)
-    state[:rows] = _NEVER
-    state[rows:] = np.float32(0.0)
-    floats(sums, rows * wide)[:] = np.float32(0.0)
-    return state
+def start_rows(place: int, rows: int, wide: int) -> State:
+    """Make a state of ``rows * (wide + 2)`` floats of scratch memory."""
+    floats(place, rows * (wide + 2))[:] = np.float32(0.0)
+    behind = place + rows * wide * 4
+    tops, weights = floats(behind, rows), floats(behind + rows * 4, rows)
+    tops[:] = _NEVER
+    return State(tops, weights, Grid(place, wide * 4), wide)
 
 
 @inline
 def first_span(position: int, window: int) -> int:
     """Return where the first span begins that the token at this position sees."""
-    return max(np.int64(0), position - window + 1) // SPAN * SPAN
+    return max(0, position - window + 1) // SPAN * SPAN
 
 
 @inline
-def find(p: Any, task: Any, place: int) -> int:
+def find(p: Any, task: Task, place: int) -> int:
     """Return the address of a token's keys."""
     table = ints(p.tables + task.sequence * p.table_width * 4, p.table_width)
-    block = np.int64(table[place // p.block_tokens])
+    block = int(table[place // p.block_tokens])
     token = place % p.block_tokens
-    return (
+    line: int = (
         p.pool + block * p.block_stride + task.layer * p.layer_stride + token * p.token_stride
     )
+    return line
 
 
 @inline
-def weigh(
-    place: int, left: int, right: int, state: Any, row: int, sums: int, wide: int
-) -> None:
-    """Turn scores into weights; what was summed before shrinks if the maximum grows."""
-    rows = state.size // 2
+def weigh(state: State, row: int, place: int, left: int, right: int) -> None:
+    """Turn the scores ``left`` … ``right - 1`` of a span into weights, the others into 0.
+
+    What was summed before shrinks if the maximum grows.
+    """
     scores, bits = floats(place, SPAN), ints(place, SPAN)
-    for i in range(min(left, SPAN)):
-        scores[i] = _NEVER
-    for i in range(max(left, right), SPAN):
-        scores[i] = _NEVER
+    _fill_around(scores, left, right, _NEVER)
     # Floats in the order of integers: the compiler makes no vectors of a maximum of floats.
-    key = _ordered(bits_of(state[row]))
+    key = _ordered(bits_of(state.tops[row]))
     for i in range(SPAN):
         key = max(key, _ordered(bits[i]))
     top = float_of(_ordered(key))
-    weight = np.float32(0.0)
     for i in range(SPAN):
         scores[i] = exp(scores[i] - top)
-    for i in range(min(left, SPAN)):
-        scores[i] = np.float32(0.0)
-    for i in range(max(left, right), SPAN):
-        scores[i] = np.float32(0.0)
+    _fill_around(scores, left, right, np.float32(0.0))
+    weight = np.float32(0.0)
     for i in range(SPAN):
         weight += scores[i]
-    if top == state[row]:
-        state[rows + row] += weight
-        return
-    shrink = exp(state[row] - top)
-    state[rows + row] = state[rows + row] * shrink + weight
-    state[row] = top
-    total = floats(sums, wide)
-    for i in range(wide):
-        total[i] *= shrink
+    if top != state.tops[row]:
+        shrink = exp(state.tops[row] - top)
+        state.tops[row] = top
+        state.weights[row] *= shrink
+        total = floats(state.sums.address + row * state.sums.stride, state.wide)
+        for i in range(state.wide):
+            total[i] *= shrink
+    state.weights[row] += weight
 
 
 @inline
-def put_row(sums: int, weight: float, target: int, count: int) -> None:
-    """Write what a row saw, divided by the sum of its weights."""
-    total, out = floats(sums, count), floats(target, count)
-    inverse = np.float32(1.0) / weight
+def _fill_around(scores: Any, left: int, right: int, value: np.float32) -> None:
+    for i in range(min(left, SPAN)):
+        scores[i] = value
+    for i in range(max(left, right), SPAN):
+        scores[i] = value
+
+
+@inline
+def put_row(state: State, row: int, target: int, count: int) -> None:
+    """Write what a row saw."""
+    total = floats(state.sums.address + row * state.sums.stride, count)
+    out = floats(target, count)
+    inverse = np.float32(1.0) / state.weights[row]
     for i in range(count):
         out[i] = total[i] * inverse
 
 
 @inline
-def _ordered(bits: int) -> int:
+def _ordered(bits: Any) -> Any:
     """Turn the bits of a float into an integer that is greater if the float is, and back."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))

@@ -4,12 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from worker.model.fused.attention import attend
 from worker.model.fused.jit import inline
 from worker.model.fused.layout import LAYER, LINEAR, PASS, ROWS
-from worker.model.fused.memory import call, floats, longs, pointer
+from worker.model.fused.memory import call, carray, floats, longs, pointer
 from worker.model.fused.product import multiply
 from worker.model.fused.rows import add, finish, gate, normalise, rotate
 
@@ -17,7 +16,7 @@ from worker.model.fused.rows import add, finish, gate, normalise, rotate
 def work(data: Any) -> None:
     """Do one thread's part of the pass that ``data`` points to."""
     p = carray(data, (1,), PASS)[0]
-    part, parts = np.int64(call(p.thread_number)), np.int64(call(p.num_threads))
+    part, parts = int(call(p.thread_number)), int(call(p.num_threads))
     first, last = p.tokens * part // parts, p.tokens * (part + 1) // parts
     matrices = carray(pointer(p.matrices), (4 * p.layers + 1,), LINEAR)
     vectors = carray(pointer(p.vectors), (p.layers,), LAYER)
@@ -33,7 +32,7 @@ def work(data: Any) -> None:
         call(p.barrier)
         _place(p, vector, layer, first, last)
         call(p.barrier)
-        attend(p, inputs[1], layer, vector.window, part, parts)
+        attend(p, inputs[1], layer, vector.window, (part, parts))
         call(p.barrier)
         _finish(inputs[1], output, first, last)
         call(p.barrier)
@@ -142,4 +141,3 @@ def _select(p: Any, rows: Any, head: Any, part: int, parts: int) -> None:
         target = rows.floats + row * rows.float_stride
         normalise(p.stream + wanted[row] * p.hidden * 4, p.norm, target, p.hidden, p.epsilon)
         finish(rows, row, head)
-

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from worker.model.fused.emitter import FLOATS, GROUP, HALVES, I64, INTS, Emitter, Value
+from worker.model.fused.emitter import FLOATS, GROUP, HALVES, I64, INTS, Emitter, Value, cgutils
 from worker.model.fused.jit import LANES
 
 _VECTORS: Final = 2  # of a panel
@@ -61,9 +60,10 @@ def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: b
 def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     """out[r, t] = sum over d of q[r, d] * k[t, d]; ``depth`` is in vectors, an even number.
 
-    What is ``soon`` and ``later`` bytes behind each key will be read next.
+    What is ``soon`` bytes behind each key will be read next: its value. The processor does not
+    foresee that; without asking for it, attention read the cache at 4 GB/s instead of 8.
     """
-    q, q_stride, k, k_stride, out, out_stride, depth, tokens, soon, later = values
+    q, q_stride, k, k_stride, out, out_stride, depth, tokens, soon = values
     sums = e.variables(rows, 2, FLOATS)
     with cgutils.for_range(e.builder, tokens) as loop:
         key = e.add(k, e.mul(loop.index, k_stride))
@@ -73,7 +73,6 @@ def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
             for v in range(2):
                 place = e.add(e.mul(inner.index, 2 * _FLOAT_BYTES), v * _FLOAT_BYTES)
                 e.prefetch(e.sum(key, place, soon))
-                e.prefetch(e.sum(key, place, later))
                 numbers = e.load(FLOATS, e.add(key, place))
                 for r in range(rows):
                     query = e.load(FLOATS, e.sum(q, place, e.mul(q_stride, r)))

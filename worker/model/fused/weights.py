@@ -12,6 +12,7 @@ from torch import nn
 from worker.model.fused.buffers import address, aligned_copy
 from worker.model.fused.layout import LAYER
 from worker.model.fused.packing import Packed, Quantize, pack
+from worker.model.fused.team import find_team
 
 Array = NDArray[Any]
 
@@ -34,15 +35,17 @@ class Weights:
 
 
 def supports(network: Any) -> bool:
-    """Is this a model that ``Weights`` and the compiled code know all parts of?"""
+    """Say whether ``Weights`` and the compiled code know all parts of this model."""
     config = network.config
     if config.model_type not in _FAMILY or config.hidden_act != "silu":
         return False
+    if network.device.type != "cpu" or find_team() is None:
+        return False
     rotary = network.model.rotary_emb
     attention = network.model.layers[0].self_attn
-    if 2 * len(rotary.inv_freq) != attention.head_dim or attention.head_dim % 2:
+    if 2 * len(rotary.inv_freq) != attention.head_dim:
         return False
-    linears = all(isinstance(part, nn.Linear) for part in _linears(network))
+    linears = all(type(part) is nn.Linear for part in _linears(network))
     return linears and rotary.rope_type in _ROPE_TYPES
 
 
@@ -90,10 +93,8 @@ def _pack_all(network: Any, quantize: Quantize) -> Iterator[Packed]:
 def _pack(parts: list[nn.Linear], quantize: Quantize) -> Packed:
     """Pack layers with the same input as one."""
     weight = np.concatenate([_array(part.weight) for part in parts])
-    if parts[0].bias is None:
-        return pack(weight, None, quantize)
-    biases: list[Any] = [part.bias for part in parts]
-    return pack(weight, np.concatenate([_array(bias) for bias in biases]), quantize)
+    biases = [_array(bias) for part in parts if (bias := getattr(part, "bias", None)) is not None]
+    return pack(weight, np.concatenate(biases) if biases else None, quantize)
 
 
 def _array(tensor: torch.Tensor) -> Array:

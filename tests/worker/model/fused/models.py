@@ -39,10 +39,12 @@ def make_model(family: str, **changes: Any) -> LoadedModel:
         **changes,
     }
     torch.manual_seed(11)
-    network: Any = AutoModelForCausalLM.from_config(_CONFIGS[family](**sizes))
+    network: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        _CONFIGS[family](**sizes)
+    )
     for name, parameter in network.named_parameters():
         # Norms of ones and biases of zeros would hide that one of them is forgotten.
-        if name.endswith("norm.weight") or name.endswith("bias"):
+        if name.endswith(("norm.weight", "bias")):
             parameter.data.add_(torch.randn_like(parameter) * 0.3)
     network.eval().requires_grad_(requires_grad=False)
     return LoadedModel(
@@ -97,7 +99,9 @@ class Part:
 
 def make_batch(parts: Sequence[Part], block_tokens: int = BLOCK_TOKENS) -> Batch:
     """Return a batch that wants the logits of all its tokens."""
-    ids, places, blocks = [], [], []
+    ids: list[int] = []
+    places: list[int] = []
+    blocks: list[int] = []
     starts = [0]
     for part in parts:
         positions = range(part.start, part.end)

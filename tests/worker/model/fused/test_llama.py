@@ -1,5 +1,9 @@
 """The fused forward pass computes what transformers computes, however the tokens are batched."""
 
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from tests.worker.model.fused.models import (
 )
 from worker.model.fused.llama import FusedLlama
 from worker.model.fused.packing import Quantize
+from worker.model.fused.weights import supports
 
 _TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
 
@@ -31,9 +36,12 @@ _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 
 def _close(logits: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(logits, expected, atol=1e-5 * expected.abs().max().item() + 1e-4, rtol=1e-4) and torch.equal(
-        logits.argmax(-1), expected.argmax(-1)
-    )
+    """Compare, to what float32 leaves of numbers this great; also the choices, ties apart."""
+    best = expected.topk(2).values
+    is_clear = best[:, 0] - best[:, 1] > 1e-3
+    same = logits.argmax(-1) == expected.argmax(-1)
+    tolerance = 1e-4 + 1e-5 * expected.abs().max().item()
+    return torch.allclose(logits, expected, atol=tolerance) and bool(same[is_clear].all())
 
 
 @pytest.mark.parametrize(
@@ -64,8 +72,7 @@ def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) 
     fused = FusedLlama(model, make_pool(model), "none")
     cuts = [0, 1, 16, 17, 70, 112, 130, 149, 150]
     parts = [
-        fused.forward(make_batch([Part(ids, start, end, _TABLE)]))
-        for start, end in zip(cuts, cuts[1:], strict=False)
+        fused.forward(make_batch([Part(ids, start, end, _TABLE)])) for start, end in pairwise(cuts)
     ]
     assert _close(torch.cat(parts), expected)
 
@@ -121,7 +128,7 @@ def test_only_the_wanted_rows_come_back() -> None:
     every = fused.forward(batch)
     for rows in ([19, 3, 3], []):
         chosen = torch.tensor(rows, dtype=torch.int64)
-        few = fused.forward(_with_rows(batch, chosen))
+        few = fused.forward(replace(batch, rows=chosen))
         assert torch.equal(few, every[chosen])
 
 
@@ -135,7 +142,49 @@ def test_a_broken_weight_shows(quantize: Quantize) -> None:
     assert not torch.isfinite(logits).any()
 
 
-def _with_rows(batch: Any, rows: Tensor) -> Any:
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("llama", {}, True),
+        ("llama", {"hidden_act": "gelu"}, False),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, False),
+        ("qwen3", {}, True),
+    ],
+)
+def test_what_it_supports(family: str, changes: dict[str, Any], expected: bool) -> None:
+    """Another activation, and positions whose angles depend on the length, are for others."""
+    assert supports(make_model(family, **changes).network) is expected
 
-    return replace(batch, rows=rows)
+
+# The processor that the compiled code is made for is lied about.
+_OLD_PROCESSOR = """
+import sys
+from llvmlite import binding
+features = binding.get_host_cpu_features()
+for name in sys.argv[2].split(","):
+    features[name] = False
+binding.get_host_cpu_features = lambda: features
+import torch
+from tests.worker.model.fused.models import Part, expect, make_batch, make_model, make_pool
+from worker.model.fused.jit import DOT
+from worker.model.fused.llama import FusedLlama
+assert DOT == sys.argv[1], DOT
+ids = list(range(3, 40))
+model = make_model("qwen3", hidden_size=192, initializer_range=0.05)
+for quantize, least in (("none", 0.99999), ("int8", 0.999), ("int4", 0.97)):
+    fused = FusedLlama(model, make_pool(model), quantize)
+    parts = [(0, 35), (35, 36), (36, 37)]
+    logits = [fused.forward(make_batch([Part(ids, *part, [4, 2, 7])])) for part in parts]
+    cosine = torch.cosine_similarity(torch.cat(logits), expect(model, ids), dim=-1)
+    assert cosine.min() > least, (quantize, cosine.min())
+"""
+
+
+@pytest.mark.parametrize(
+    ("dot", "missing"),
+    [("madd", "avx512f,avxvnni"), ("plain", "avx512f,avxvnni,avx2")],
+)
+def test_older_processors(dot: str, missing: str) -> None:
+    """Without the newest instructions the logits are the same."""
+    code = [sys.executable, "-c", _OLD_PROCESSOR, dot, missing]
+    subprocess.run(code, check=True, timeout=100)
