@@ -60,9 +60,20 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
     return PagedModel(network, pool, number, path)
 
 
+# They take their factors from the greatest position of a whole batch.
+_SHIFTING_ROPES = frozenset({"dynamic", "longrope"})
+
+
+def _rope_types(model: LoadedModel) -> frozenset[str]:
+    found = (getattr(module, "rope_type", None) for module in model.network.modules())
+    return frozenset(kind for kind in found if isinstance(kind, str))
+
+
 def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) -> KvShape:
     if model.network.config.is_encoder_decoder:
         raise UnsupportedModel("it is an encoder-decoder model")
+    if kinds := _rope_types(model) & _SHIFTING_ROPES:
+        raise UnsupportedModel(f"its {kinds.pop()} rotary embedding depends on the longest neighbour")
     layers = generic.measure()
     if len(set(layers)) > 1:
         raise UnsupportedModel("its layers have KV tensors of different sizes")
