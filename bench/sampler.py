@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from common.jobs import Sampling
-from worker.engine.sampling import Sampler, SamplerState
+from worker.engine.local.sampling import Sampler, SamplerState
 
 BATCHES = (1, 8, 32)
 PROMPT_LEN, ANSWER_LEN = 1000, 200

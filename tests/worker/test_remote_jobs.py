@@ -10,7 +10,7 @@ from common.events import Usage
 from common.jobs import FinishReason
 from tests.support.waiting import eventually, within
 from tests.worker.conftest import MakeRig
-from tests.worker.engine.upstream_server import (
+from tests.worker.engine.remote.upstream_server import (
     GOOD,
     MODEL,
     Hang,
@@ -22,7 +22,7 @@ from tests.worker.engine.upstream_server import (
 from tests.worker.rig import Rig, at_rest, end_of, events_of, kinds_of, submit
 from worker.backend import Backend
 from worker.engine.options import EngineOptions
-from worker.engine.remote import RemoteEngine
+from worker.engine.remote.engine import RemoteEngine
 
 pytestmark = pytest.mark.anyio
 

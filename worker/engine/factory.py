@@ -29,14 +29,14 @@ def create_engine(kind: EngineKind, options: EngineOptions) -> Engine:
             options.model, tokens_per_s=options.fake_tokens_per_s, capacity=options.capacity
         )
     if kind == "remote":
-        from worker.engine.remote import RemoteEngine  # noqa: PLC0415
+        from worker.engine.remote.engine import RemoteEngine  # noqa: PLC0415
 
         return RemoteEngine(options)
     if kind == "vllm":
-        from worker.engine.vllm_engine import VllmEngine  # noqa: PLC0415
+        from worker.engine.vllm.engine import VllmEngine  # noqa: PLC0415
 
         return VllmEngine(options)
-    from worker.engine.local import LocalEngine  # noqa: PLC0415
+    from worker.engine.local.engine import LocalEngine  # noqa: PLC0415
 
     return LocalEngine(options)
 

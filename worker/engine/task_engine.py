@@ -70,7 +70,7 @@ class TaskEngine(ABC):
             self._tasks[request_id].cancel()
             asyncio.get_running_loop().call_soon(self._deliver_cancelled, ongoing)
 
-    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:  # noqa: B027 - nothing to do
         """Do nothing: no sequence of ours is kept here."""
 
     def stats(self) -> EngineStats:

@@ -73,7 +73,8 @@ def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) 
     if model.network.config.is_encoder_decoder:
         raise UnsupportedModel("it is an encoder-decoder model")
     if kinds := _rope_types(model) & _SHIFTING_ROPES:
-        raise UnsupportedModel(f"its {kinds.pop()} rotary embedding depends on the longest neighbour")
+        kind = min(kinds)
+        raise UnsupportedModel(f"its {kind} rotary embedding depends on the longest neighbour")
     layers = generic.measure()
     if len(set(layers)) > 1:
         raise UnsupportedModel("its layers have KV tensors of different sizes")

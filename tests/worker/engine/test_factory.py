@@ -10,8 +10,8 @@ import pytest
 from common.errors import StartupFailed
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.fake import FakeEngine
-from worker.engine.local import LocalEngine
-from worker.engine.remote import RemoteEngine
+from worker.engine.local.engine import LocalEngine
+from worker.engine.remote.engine import RemoteEngine
 
 _FAKE_WITHOUT_TORCH = """
 import sys

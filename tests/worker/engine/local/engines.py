@@ -1,0 +1,161 @@
+"""Local engines with tiny models, and the same models in transformers' hands."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.emitted import Emitted
+from common.jobs import JobSpec, Sampling
+from tests.worker.engine.recorder import DEADLINE_S, FRESH, Recorder
+from worker.engine.local.engine import LocalEngine
+from worker.engine.local.thread import Call
+from worker.engine.options import EngineOptions
+from worker.engine.protocol import Request
+from worker.model.batch import Batch, Network
+
+T = TypeVar("T")
+GREEDY = Sampling(temperature=0)
+PROMPTS = ["the river", "a wheel, 水 and the grain", "x" * 70, "🌊"]
+
+
+class Reference:
+    """A model without our engine."""
+
+    def __init__(self, network: Any, tokenizer: Any) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+
+    def generate(self, prompt_ids: list[int], max_tokens: int) -> tuple[int, ...]:
+        """Return the greedy continuation."""
+        output = self.network.generate(
+            torch.tensor([prompt_ids]),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return tuple(output[0, len(prompt_ids) :].tolist())
+
+    def complete(self, prompt: str, max_tokens: int) -> tuple[int, ...]:
+        """Return the greedy continuation of a text."""
+        return self.generate(self.encode(prompt), max_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the IDs of a text."""
+        ids: list[int] = self.tokenizer.encode(text)
+        return ids
+
+    def text_of(self, ids: tuple[int, ...]) -> str:
+        """Return the text of whole tokens that end in whole characters."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text.rstrip("\ufffd").rstrip()
+
+    def logprobs(self, ids: list[int]) -> Tensor:
+        """Return the log probabilities of every token's successor."""
+        with torch.inference_mode():
+            logits: Tensor = self.network(torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(dim=-1)
+
+
+@cache
+def reference_of(directory: Path) -> Reference:
+    """Return the model of a directory."""
+    network: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return Reference(network, AutoTokenizer.from_pretrained(directory))
+
+
+@asynccontextmanager
+async def loaded(directory: Path, **options: Any) -> AsyncIterator[LocalEngine]:
+    """Load an engine on one thread, with two slots and exact weights, and close it at the end."""
+    chosen = {"cache_dir": directory, "capacity": 2, "quantize": "none", "threads": 1, **options}
+    engine = LocalEngine(EngineOptions(str(directory), device="cpu", **chosen))
+    await engine.load(lambda _what, _done: None)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def make_spec(prompt: str | None = PROMPTS[0], max_tokens: int = 24, **options: Any) -> JobSpec:
+    """Return a greedy job."""
+    return JobSpec(
+        **{
+            "model": "tiny",
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "sampling": GREEDY,
+            **options,
+        }
+    )
+
+
+def submit(
+    engine: LocalEngine, spec: JobSpec, request_id: str = "j:1", *emitted: Emitted, **options: Any
+) -> Recorder:
+    """Submit a job; what it emitted is nothing unless it is said."""
+    recorder = Recorder()
+    engine.submit(Request(request_id, spec, emitted or (FRESH,) * spec.n, **options), recorder)
+    return recorder
+
+
+async def between_steps(engine: LocalEngine, function: Callable[[], T]) -> T:
+    """Call a function on the engine's thread, after all commands that were given so far."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def call() -> None:
+        loop.call_soon_threadsafe(done.set_result, function())
+
+    engine._parts.thread.post(Call(call))
+    return await asyncio.wait_for(done, DEADLINE_S)
+
+
+class Gate:
+    """A network whose passes wait for permission."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._network: Network = engine._parts.core._network
+        engine._parts.core._network = self
+        self._permits = threading.Semaphore(0)
+        self._is_inside = threading.Event()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Wait, and run the batch."""
+        self._is_inside.set()
+        assert self._permits.acquire(timeout=DEADLINE_S)
+        return self._network.forward(batch)
+
+    async def entered(self) -> None:
+        """Wait until a pass waits."""
+        assert await asyncio.to_thread(self._is_inside.wait, DEADLINE_S)
+
+    def open(self, num_passes: int = 10_000) -> None:
+        """Let so many passes go on."""
+        self._is_inside.clear()
+        self._permits.release(num_passes)
+
+
+class Failing:
+    """A network that raises for batches that a function picks out."""
+
+    def __init__(
+        self, engine: LocalEngine, error: Exception, is_bad: Callable[[Batch], bool]
+    ) -> None:
+        self._network: Network = engine._parts.core._network
+        engine._parts.core._network = self
+        self._error = error
+        self._is_bad = is_bad
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the batch or raise."""
+        if self._is_bad(batch):
+            raise self._error
+        return self._network.forward(batch)

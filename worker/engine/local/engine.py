@@ -1,0 +1,242 @@
+"""The local engine: a transformers model on this machine, in a thread of its own.
+
+Three places share the work. Tokenisation runs in a small pool, the model in ``EngineThread``, and
+detokenisation here, on the event loop. torch is imported by ``load``, in a thread, for it takes
+seconds.
+"""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+import structlog
+
+from common.errors import EngineFailed, StartupFailed
+from worker.engine.daemon import in_daemon
+from worker.engine.local.made import Made
+from worker.engine.local.run import Run
+from worker.engine.meter import Meter
+from worker.engine.options import EngineOptions
+from worker.engine.protocol import (
+    EngineInfo,
+    EngineStats,
+    Output,
+    Progress,
+    Refused,
+    Request,
+    Sink,
+)
+from worker.model.checkpoint import Checkpoint, find_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.engine.local.intake import Prepared
+    from worker.engine.local.parts import Parts
+
+_log = structlog.get_logger()
+
+_CLOSE_S = 10.0
+_NUM_TOKENIZER_THREADS = 2
+
+
+class LocalEngine:
+    """Runs up to ``capacity`` answers at once, in one continuous batch."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._checkpoint = find_checkpoint(options.model)
+        self._options = options
+        self._meter = Meter()
+        # Requests are admitted in this order.
+        self._orders = count()
+        # Every request that has not ended, by its ID. What arrives for others is discarded.
+        self._runs: dict[str, Run] = {}
+        self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
+        # Set when the engine cannot go on, then ``_cause`` says why.
+        self._failed = asyncio.Event()
+        self._cause: BaseException | None = None
+        self._is_closed = False
+        # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
+        self._loaded: Parts | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+
+    async def load(self, progress: Progress) -> EngineInfo:
+        """Import torch, load the model and start its thread."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(made: list[Made]) -> None:
+            loop.call_soon_threadsafe(self._on_made, made)
+
+        read = partial(_read_model, self._checkpoint, self._options, progress, deliver)
+        parts = self._loaded = await in_daemon(read, "model-loader")
+        self._ended = in_daemon(parts.thread.run, "engine")
+        self._ended.add_done_callback(self._on_thread_ended)
+        self._watchdog = loop.create_task(self._watch(), name="watchdog")
+        return parts.info
+
+    async def probe(self, request: Request) -> str:
+        """Return how much of the prompt is cached in whatever tier; brings it nearer on the way."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._parts.probe, request)
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take a request and have its prompt tokenised."""
+        loop = asyncio.get_running_loop()
+        if request.id in self._runs:
+            refusal = Refused("duplicate-request", "The engine works on this request already.")
+            loop.call_soon(self._guarded, sink, refusal)
+            return
+        run = self._runs[request.id] = Run(request, sink)
+        if self._failed.is_set():
+            return  # nothing is delivered any more
+        prepare = self._parts.intake.prepare
+        preparing = loop.run_in_executor(self._pool, prepare, request, next(self._orders))
+        preparing.add_done_callback(partial(self._on_prepared, run))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its blocks are free before the model's next step."""
+        run = self._runs.pop(request_id, None)
+        if run is not None:
+            self._parts.thread.cancel(run.sequence_ids)
+            asyncio.get_running_loop().call_soon(self._deliver_cancelled, run)
+
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Drop the KV tensors of a sequence from every tier, where no request needs them."""
+        self._parts.forget(tenant, ids)
+
+    def stats(self) -> EngineStats:
+        """Return the current load."""
+        if self._loaded is None:
+            return EngineStats()
+        return self._loaded.stats(len(self._runs), self._meter.rate())
+
+    async def wait_failed(self) -> None:
+        """Wait until the engine's thread hangs, or it or one of the sinks breaks, and say how."""
+        await self._failed.wait()
+        raise EngineFailed(f"The local engine failed: {self._cause!r}") from self._cause
+
+    async def close(self) -> None:
+        """Stop after the current step and save the cache; a loading model is left alone."""
+        self._is_closed = True
+        self._runs.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._loaded is not None and self._ended is not None:
+            self._loaded.thread.stop()
+            # A step that hangs must not hold up the process; its thread is a daemon.
+            await asyncio.wait((self._ended,), timeout=_CLOSE_S)
+            if self._ended.done():
+                await in_daemon(self._loaded.save, "kv-saver")
+
+    @property
+    def _parts(self) -> "Parts":
+        assert self._loaded is not None, "load() comes first"
+        return self._loaded
+
+    async def _watch(self) -> None:
+        """End an engine whose step does not end: its jobs are another worker's then."""
+        limit_s = self._options.watchdog_s
+        while self._parts.thread.stalled_s < limit_s:  # noqa: ASYNC110 - time itself is awaited
+            await asyncio.sleep(limit_s / 10)
+        self._fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
+
+    def _on_prepared(self, run: Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:
+        if self._runs.get(run.request.id) is not run:  # cancelled, or the engine is closed
+            return
+        error = preparing.exception()
+        if error is not None:
+            _log.error("tokenizer_failed", request=run.request.id, exc_info=error)
+            self._end(run, Refused("engine-error", f"The prompt cannot be tokenised: {error}"))
+            return
+        prepared = preparing.result()
+        if isinstance(prepared, Refused):
+            self._end(run, prepared)
+            return
+        for output in run.open(prepared):
+            self._guarded(run.sink, output)
+        for sequence in prepared.sequences:
+            self._parts.thread.post(sequence)
+        self._end_if_over(run)  # an earlier attempt may have died before it could say so
+
+    def _on_made(self, made: list[Made]) -> None:
+        """Hand out what one step made."""
+        if self._failed.is_set():
+            return
+        for sequence_id, output in made:
+            request_id, _, choice = sequence_id.rpartition("#")
+            run = self._runs.get(request_id)
+            if run is None:
+                continue
+            for said in run.take(int(choice), output, self._parts.tokenizer):
+                self._meter.add(len(getattr(said, "ids", ())))
+                self._say(run, said)
+            self._end_if_over(run)
+
+    def _say(self, run: Run, output: Output) -> None:
+        if isinstance(output, Refused):
+            self._end(run, output)
+        elif self._runs.get(run.request.id) is run:  # else the sink has just cancelled it
+            self._guarded(run.sink, output)
+
+    def _end_if_over(self, run: Run) -> None:
+        # The thread knows nothing of stop strings. Of other ends it knows already.
+        self._parts.thread.cancel(run.take_stopped())
+        end = run.end
+        if end is not None:
+            self._end(run, end)
+
+    def _end(self, run: Run, end: Output) -> None:
+        if self._runs.get(run.request.id) is run:
+            del self._runs[run.request.id]
+            self._parts.thread.cancel(run.sequence_ids)
+            self._guarded(run.sink, end)
+
+    def _deliver_cancelled(self, run: Run) -> None:
+        if not self._is_closed:
+            self._guarded(run.sink, run.cancelled())
+
+    def _guarded(self, sink: Sink, output: Output) -> None:
+        """Call a sink; one that breaks ends the engine: nobody may take its job for complete."""
+        if self._failed.is_set():
+            return
+        try:
+            sink(output)
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the engine
+            self._fail(error)
+
+    def _on_thread_ended(self, ended: asyncio.Future[None]) -> None:
+        error = ended.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, cause: BaseException) -> None:
+        if self._failed.is_set():
+            return
+        _log.error("engine_failed", exc_info=cause)
+        self._cause = cause
+        self._runs.clear()
+        self._failed.set()
+
+
+def _read_model(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    progress: Progress,
+    deliver: "Callable[[list[Made]], None]",
+) -> "Parts":
+    """Load the model; runs in a thread of its own, where importing torch stops nobody."""
+    progress("importing", 0.0)
+    # Read when tqdm is imported. The log is no place for progress bars.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        from worker.engine.local.parts import read_parts  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise StartupFailed(
+            f"The local engine needs {error.name}; run `pip install 'headrace[worker]'`."
+        ) from error
+    return read_parts(checkpoint, options, progress, deliver)

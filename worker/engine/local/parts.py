@@ -1,0 +1,153 @@
+"""The parts of the local engine that need torch. Importing this module takes seconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.registry import KvCacheInfo
+from worker.engine.local.core import EngineCore
+from worker.engine.local.intake import Intake, Limits
+from worker.engine.local.made import Made
+from worker.engine.local.scheduler import Scheduler
+from worker.engine.local.thread import Call, EngineThread
+from worker.engine.local.tokenizer import Tokenizer
+from worker.engine.options import EngineOptions
+from worker.engine.protocol import EngineInfo, EngineStats, Progress, Request
+from worker.kv.cache import KvCache
+from worker.kv.disk import DiskTier
+from worker.kv.host import HostTier
+from worker.kv.pool import KvPool
+from worker.kv.tiers import Tiers
+from worker.model.checkpoint import Checkpoint
+from worker.model.fingerprint import fingerprint
+from worker.model.loading import LoadedModel, load_model
+from worker.model.network import PagedModel, build_network
+
+# How long a worker that stops writes its cache to the disk.
+_SAVE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A loaded engine."""
+
+    info: EngineInfo
+    tokenizer: Tokenizer
+    intake: Intake
+    core: EngineCore
+    thread: EngineThread
+    pool: KvPool
+    tiers: Tiers | None
+    options: EngineOptions
+
+    def probe(self, request: Request) -> str:
+        """Return how much of the prompt is cached; off the engine's thread, so only a guess."""
+        try:
+            table, ids = self.intake.table(request)
+        except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
+            return ""
+        if self.tiers is not None:
+            self.tiers.prefetch(table.chain[1:])
+        found = self.core.cache.lookup(table, ids)
+        if not found:
+            return "miss"
+        return "hit" if found == len(ids) - 1 else "partial"
+
+    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Drop the blocks of a sequence, where nobody holds them, before the next step."""
+        table = self.intake.table_of(tenant, ids)
+        self.thread.post(Call(lambda: self.core.cache.forget(table, ids)))
+
+    def save(self) -> None:
+        """Write to the disk what is cached; the thread must have ended."""
+        if self.tiers is not None:
+            self.core.cache.offload()
+            self.tiers.flush(_SAVE_S)
+            self.tiers.close()
+
+    def stats(self, num_requests: int, tokens_per_s: float) -> EngineStats:
+        """Return the current load: another thread's figures, each right, not all at once."""
+        core = self.core
+        return EngineStats(
+            running=core.scheduler.num_running,
+            waiting=max(core.scheduler.num_waiting, num_requests - core.scheduler.num_running),
+            tokens_per_s=tokens_per_s,
+            prefill_tokens_per_s=core.prefill_tokens / core.prefill_s if core.prefill_s else 0.0,
+            kv=self._kv_info(),
+            model_s=core.model_s,
+        )
+
+    def _kv_info(self) -> KvCacheInfo:
+        cache, tiers, options = self.core.cache, self.tiers, self.options
+        hits = cache.hits
+        return KvCacheInfo(
+            block_tokens=cache.block_tokens,
+            blocks=cache.manager.num_blocks,
+            blocks_used=cache.manager.num_used,
+            blocks_cached=cache.manager.num_cached,
+            query_tokens=hits.queried,
+            hit_tokens=hits.device + hits.host + hits.disk,
+            host_hit_tokens=hits.host,
+            disk_hit_tokens=hits.disk,
+            device_bytes=self.pool.blocks.nbytes,
+            host_bytes=tiers.host_bytes if tiers else 0,
+            host_limit=options.kv_host_bytes,
+            disk_bytes=tiers.disk_bytes if tiers else 0,
+            disk_limit=options.kv_disk_bytes,
+            preemptions=self.core.scheduler.num_preemptions,
+        )
+
+
+def read_parts(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    progress: Progress,
+    deliver: Callable[[list[Made]], None],
+) -> Parts:
+    """Load the model and build the engine around it; raises ``StartupFailed``."""
+    model = load_model(checkpoint, options, progress)
+    paged = build_network(model, options, progress)
+    limits = _limits(model, paged)
+    tiers = _tiers(options, limits, paged.pool)
+    cache = KvCache(paged.num_blocks, limits.block_tokens, paged.pool, tiers)
+    scheduler = Scheduler(cache, options.capacity, options.step_tokens)
+    core = EngineCore(paged.network, cache, scheduler, model.device, options.threads)
+    tokenizer = Tokenizer(model.tokenizer)
+    info = EngineInfo(
+        model=model.name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        context_len=min(limits.context_len, limits.cache_tokens),
+        capacity=options.capacity,
+    )
+    return Parts(
+        info,
+        tokenizer,
+        Intake(tokenizer, limits),
+        core,
+        EngineThread(core, deliver),
+        paged.pool,
+        tiers,
+        options,
+    )
+
+
+def _limits(model: LoadedModel, paged: PagedModel) -> Limits:
+    block_tokens = paged.pool.shape.block_tokens
+    return Limits(
+        context_len=model.context_len,
+        vocab_len=model.network.get_input_embeddings().num_embeddings,
+        eos_ids=model.eos_ids,
+        cache_tokens=paged.num_blocks * block_tokens,
+        block_tokens=block_tokens,
+        fingerprint=fingerprint(model),
+        # Quantised weights make other KV tensors.
+        dtype=f"{str(model.dtype).removeprefix('torch.')} {paged.path}",
+    )
+
+
+def _tiers(options: EngineOptions, limits: Limits, pool: KvPool) -> Tiers | None:
+    if not options.kv_host_bytes and not options.kv_disk_bytes:
+        return None
+    directory = options.cache_dir / "kv" / f"{limits.fingerprint} {limits.dtype}".replace(" ", "-")
+    disk = DiskTier(directory, options.kv_disk_bytes, pool.shape)
+    return Tiers(HostTier(options.kv_host_bytes), disk)

@@ -1,0 +1,88 @@
+"""The thread that runs the model: takes commands, makes steps, hands out what they made."""
+
+import queue
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from worker.engine.local.core import EngineCore
+from worker.engine.local.made import Made
+from worker.engine.local.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The command to forget a sequence."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The command to call a function between two steps."""
+
+    function: Callable[[], None]
+
+
+class Stop:
+    """The command to end the thread."""
+
+
+Command = Sequence | Cancel | Call | Stop
+
+
+class EngineThread:
+    """Runs steps while there are sequences. ``deliver`` gets all that one step made, at once."""
+
+    def __init__(self, core: EngineCore, deliver: Callable[[list[Made]], None]) -> None:
+        self._core = core
+        self._deliver = deliver
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        # When the current step began; 0 while the thread waits for commands.
+        self._step_began = 0.0
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long the current step has been running, 0 between steps; for any thread."""
+        began = self._step_began
+        return time.monotonic() - began if began else 0.0
+
+    def post(self, command: Command) -> None:
+        """Give a command, from any thread; it is obeyed before the next step."""
+        self._commands.put(command)
+
+    def cancel(self, sequence_ids: Iterable[str]) -> None:
+        """Have sequences forgotten before the next step."""
+        for sequence_id in sequence_ids:
+            self.post(Cancel(sequence_id))
+
+    def stop(self) -> None:
+        """Have the thread end before its next step."""
+        self.post(Stop())
+
+    def run(self) -> None:
+        """Make steps until ``Stop``; an exception from here is the end of the engine."""
+        self._core.start()
+        while self._obey():
+            self._step_began = time.monotonic()
+            made = self._core.step()
+            self._step_began = 0.0
+            if made:
+                self._deliver(made)
+
+    def _obey(self) -> bool:
+        """Obey all commands given so far, waiting for one while idle; False to end."""
+        while True:
+            try:
+                command = self._commands.get(block=self._core.scheduler.is_idle)
+            except queue.Empty:
+                return True
+            match command:
+                case Sequence():
+                    self._core.scheduler.add(command)
+                case Cancel(sequence_id):
+                    self._core.scheduler.remove(sequence_id)
+                case Call(function):
+                    function()
+                case Stop():
+                    return False

@@ -1,0 +1,1 @@
+"""The remote engine: jobs run on an OpenAI-compatible server."""

@@ -1,7 +1,0 @@
-"""From a batch of logits to the next tokens, each sequence by its own settings."""
-
-from worker.engine.sampling.logprobs import RawLogprobs
-from worker.engine.sampling.sampler import Sampled, Sampler
-from worker.engine.sampling.state import SamplerState
-
-__all__ = ["RawLogprobs", "Sampled", "Sampler", "SamplerState"]

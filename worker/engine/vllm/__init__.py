@@ -1,0 +1,1 @@
+"""The vLLM engine: vLLM in this process."""
