@@ -42,9 +42,13 @@ class Conversation:
         self.num_known = ran.end.usage.prompt_tokens + ran.end.usage.completion_tokens
         return ran
 
-    async def turn_without_id(self, first_word: str = "") -> Ran:
-        """Ask the next question with all messages; the conversation stays as it is."""
-        messages = [*self.messages, self._question()]
+    async def turn_without_id(self, first_word: str = "", instead: str = "") -> Ran:
+        """Ask the next question with all messages; the conversation stays as it is.
+
+        ``instead`` is another question than the next one.
+        """
+        question = {"role": "user", "content": instead} if instead else self._question()
+        messages = [*self.messages, question]
         if first_word:
             content = f"{first_word} {messages[0]['content']}"
             messages[0] = messages[0] | {"content": content}
