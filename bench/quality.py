@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from bench.fused import KINDS, batch_of, fuse, load_default
 from bench.machine import this_machine
@@ -20,12 +19,13 @@ WINDOW_LEN = 512
 _TEXT = Path(__file__).parent / "text" / "docs.txt"
 
 
-def perplexity(network: FusedLlama, ids: Tensor) -> float:
+def perplexity(network: FusedLlama, ids: list[int]) -> float:
     """Return how many tokens, equally likely, would be as hard to foresee."""
     total, count = 0.0, 0
-    for window in ids.split(WINDOW_LEN):
-        logits = network.forward(batch_of(1, 0, window.tolist()))
-        loss = torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum")
+    for start in range(0, len(ids), WINDOW_LEN):
+        window = ids[start : start + WINDOW_LEN]
+        logits = network.forward(batch_of(1, 0, window))[:-1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:]), reduction="sum")
         total, count = total + float(loss), count + len(window) - 1
     return math.exp(total / count)
 
@@ -33,7 +33,7 @@ def perplexity(network: FusedLlama, ids: Tensor) -> float:
 def main() -> None:
     """Measure and print."""
     model = load_default()
-    ids = torch.tensor(model.tokenizer(_TEXT.read_text(encoding="utf-8"))["input_ids"])
+    ids = list(model.tokenizer(_TEXT.read_text(encoding="utf-8"))["input_ids"])
     found = {kind: perplexity(fuse(model, kind, WINDOW_LEN), ids) for kind in KINDS}
     lines = [
         (kind, f"{value:.3f}", f"{100 * (value / found['none'] - 1):+.2f} %")

@@ -280,7 +280,7 @@ class KvCache:
         return self._tiers is not None and self._tiers.holds(key)
 
     def _on_evict(self, block: int, content: Content) -> None:
-        if self._tiers is not None:
+        if self._tiers is not None and not self._tiers.holds(content.key):
             self._tiers.offer(self._stored(block, content))
 
     def _stored(self, block: int, content: Content) -> StoredBlock:

@@ -18,15 +18,10 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class FlashAttention(Attention):
-    """One kernel per layer for the whole batch, prefills and decodes together.
+    """One kernel per layer for the whole batch, prefills and decodes together."""
 
-    ``is_invariant`` forbids to split a long sequence over several blocks of threads: slower where
-    few sequences decode, but a row's result does not depend on its neighbours then.
-    """
-
-    def __init__(self, batch: Batch, *, is_invariant: bool = False) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._num_splits = 1 if is_invariant else None
 
     def __call__(
         self,
@@ -58,6 +53,5 @@ class FlashAttention(Attention):
             enable_gqa=True,
             seqused_k=batch.lengths,
             block_table=batch.tables,
-            num_splits=self._num_splits,
         )
         return out

@@ -17,7 +17,6 @@ from worker.kv.pool import KvPool
 from worker.model.attention import Attention, GatheredAttention, store
 from worker.model.batch import Batch
 
-Attend = Callable[..., tuple[Tensor, None]]
 _numbers = count()
 
 
@@ -38,8 +37,8 @@ class GenericNetwork:
 
     def __init__(self, network: Any) -> None:
         self._network = network
-        # How attention is computed; may be replaced before the first ``forward``.
-        self.make_attention: Callable[[Batch], Attention] = GatheredAttention
+        # How attention is computed.
+        self._make_attention: Callable[[Batch], Attention] = GatheredAttention
         self._own_attention: str = network.config._attn_implementation  # noqa: SLF001
         # The attention layers, in the order in which they are called.
         self._layers: dict[int, int] = {}
@@ -83,6 +82,11 @@ class GenericNetwork:
             raise UnsupportedModel("its attention does not use transformers' AttentionInterface")
         return found
 
+    def using(self, make_attention: Callable[[Batch], Attention]) -> "GenericNetwork":
+        """Compute attention in this way from now on; return the network itself."""
+        self._make_attention = make_attention
+        return self
+
     def detach(self) -> None:
         """Let go of the model: transformers keeps a registered function for ever."""
         AttentionInterface.register(self._name, _detached)
@@ -95,7 +99,7 @@ class GenericNetwork:
         """Run the tokens through the model; see ``Network``."""
         assert self._pool is not None, "attach() comes first"
         self._batch = batch
-        self._attention = self.make_attention(batch)
+        self._attention = self._make_attention(batch)
         return self._call(batch)
 
     def reference(self, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from worker.model.batch import Batch, Network
 
 # Numbers of sequences for which a graph is captured; a batch takes the next greater one.
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, *range(256, 4097, 64))
 
 
 @dataclass(frozen=True, slots=True)

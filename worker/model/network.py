@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import structlog
 import torch
 
 from common.errors import StartupFailed
-from worker.engine.options import EngineOptions, Quantize
+from worker.engine.options import EngineOptions
 from worker.engine.protocol import Progress
 from worker.kv.pool import KvPool, KvShape
 from worker.model import flash
@@ -21,6 +23,9 @@ from worker.model.trial import LENGTH, Trial
 
 _log = structlog.get_logger()
 
+# They take their factors from the greatest position of a whole batch.
+_SHIFTING_ROPES = frozenset({"dynamic", "longrope"})
+
 
 @dataclass(frozen=True, slots=True)
 class PagedModel:
@@ -30,6 +35,84 @@ class PagedModel:
     pool: KvPool
     num_blocks: int  # of the pool, without the one that nobody reads
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A way to run the model. ``build`` may raise where it finds that it cannot."""
+
+    name: str
+    build: Callable[[], Network]
+    is_quantized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The ways to run one model over one pool."""
+
+    generic: GenericNetwork
+    model: LoadedModel
+    pool: KvPool
+    options: EngineOptions
+
+    def choose(self, progress: Progress) -> tuple[str, Network]:
+        """Return the name and the network of the fastest path that passes the trial."""
+        trial = Trial(self.generic, self.pool)
+        for path in self._all():
+            progress(f"preparing ({path.name})", 0.0)
+            try:
+                network = path.build()
+                if trial.passes(network, is_quantized=path.is_quantized):
+                    return path.name, network
+                reason = "it computes something else"
+            except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
+                reason = str(error).strip().partition("\n")[0]
+            _log.warning("path_refused", path=path.name, reason=reason)
+        raise UnsupportedModel("over paged blocks it computes something else")
+
+    def _all(self) -> Iterator[Path]:
+        """Yield the fastest first."""
+        device, dtype, quantize = self.model.device, self.model.dtype, self.options.quantize
+        if device.type == "cpu" and dtype == torch.float32:
+            yield from self._fused()
+        if quantize in ("int8", "int4"):
+            raise UnsupportedModel(
+                f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
+            )
+        if flash.supports(device, dtype):
+            yield Path("flash, graphs", self._graphed)
+            yield Path("flash", lambda: self.generic.using(flash.FlashAttention))
+        yield Path("generic", lambda: self.generic.using(GatheredAttention))
+
+    def _fused(self) -> Iterator[Path]:
+        # Imported where it is needed: numba takes a second.
+        from worker.model.fused.llama import FusedLlama  # noqa: PLC0415
+        from worker.model.fused.weights import supports  # noqa: PLC0415
+
+        if not supports(self.model.network):
+            return
+        quantize = self.options.quantize
+        kinds: tuple[Literal["none", "int8", "int4"], ...] = (
+            ("int8", "none") if quantize == "auto" else (quantize,)
+        )
+        for kind in kinds:
+            build = partial(
+                FusedLlama, self.model, self.pool, kind, self.options.cache_dir / "kernels"
+            )
+            is_quantized = kind != "none"
+            yield Path(f"fused {kind}" if is_quantized else "fused", build, is_quantized)
+
+    def _graphed(self) -> Network:
+        block_tokens = self.pool.shape.block_tokens
+        max_blocks = -(-self.model.context_len // block_tokens)
+        graphed = GraphedNetwork(
+            self.generic.using(flash.FlashAttention),
+            self.options.capacity,
+            max_blocks,
+            self.pool.num_blocks - 1,
+        )
+        graphed.capture(self.model.device, block_tokens)
+        return graphed
 
 
 def build_network(model: LoadedModel, options: EngineOptions, progress: Progress) -> PagedModel:
@@ -47,8 +130,7 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
         pool = KvPool(shape, max(number + 1, least), model.device)
         generic.attach(pool)
         with torch.inference_mode():
-            trial = Trial(generic, pool)
-            path, network = _choose(generic, model, pool, options, trial, progress)
+            path, network = Paths(generic, model, pool, options).choose(progress)
     except UnsupportedModel as error:
         raise StartupFailed(
             f"{model.name} ({model.network.config.model_type}) cannot be served: {error}. "
@@ -58,10 +140,6 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
         generic.detach()
     _log.info("network_ready", path=path, blocks=number)
     return PagedModel(network, pool, number, path)
-
-
-# They take their factors from the greatest position of a whole batch.
-_SHIFTING_ROPES = frozenset({"dynamic", "longrope"})
 
 
 def _rope_types(model: LoadedModel) -> frozenset[str]:
@@ -82,82 +160,3 @@ def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) 
     block_tokens = flash.BLOCK_TOKENS if is_flash else options.block_tokens
     first = layers[0]
     return KvShape(len(layers), first.num_heads, first.head_dim, block_tokens, model.dtype)
-
-
-_Path = tuple[str, Callable[[], Network], bool]
-"""A path's name, what builds it, and whether it quantises."""
-
-
-def _choose(
-    generic: GenericNetwork,
-    model: LoadedModel,
-    pool: KvPool,
-    options: EngineOptions,
-    trial: Trial,
-    progress: Progress,
-) -> tuple[str, Network]:
-    for name, build, is_quantized in _paths(generic, model, pool, options):
-        progress(f"preparing ({name})", 0.0)
-        try:
-            network = build()
-            if trial.passes(network, is_quantized=is_quantized):
-                return name, network
-            reason = "it computes something else"
-        except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0]
-        _log.warning("path_refused", path=name, reason=reason)
-    raise UnsupportedModel("over paged blocks it computes something else")
-
-
-def _paths(
-    generic: GenericNetwork, model: LoadedModel, pool: KvPool, options: EngineOptions
-) -> Iterator[_Path]:
-    """Yield the ways to run the model, the fastest first."""
-    quantize = options.quantize
-    if model.device.type == "cpu" and model.dtype == torch.float32:
-        yield from _fused_paths(model, pool, quantize)
-    if quantize in ("int8", "int4"):
-        raise UnsupportedModel(
-            f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
-        )
-    if flash.supports(model.device, model.dtype):
-        yield "flash, graphs", lambda: _graphed(generic, model, pool, options), False
-        yield "flash", lambda: _with_flash(generic), False
-    yield "generic", lambda: _with_gathering(generic), False
-
-
-def _fused_paths(model: LoadedModel, pool: KvPool, quantize: Quantize) -> Iterator[_Path]:
-    # Imported where it is needed: numba takes a second.
-    from worker.model.fused.llama import FusedLlama  # noqa: PLC0415
-    from worker.model.fused.weights import supports  # noqa: PLC0415
-
-    if not supports(model.network):
-        return
-    if quantize in ("auto", "int8"):
-        yield "fused int8", lambda: FusedLlama(model, pool, "int8"), True
-    if quantize == "int4":
-        yield "fused int4", lambda: FusedLlama(model, pool, "int4"), True
-    if quantize in ("auto", "none"):
-        yield "fused", lambda: FusedLlama(model, pool, "none"), False
-
-
-def _with_flash(generic: GenericNetwork) -> Network:
-    generic.make_attention = flash.FlashAttention
-    return generic
-
-
-def _with_gathering(generic: GenericNetwork) -> Network:
-    generic.make_attention = GatheredAttention
-    return generic
-
-
-def _graphed(
-    generic: GenericNetwork, model: LoadedModel, pool: KvPool, options: EngineOptions
-) -> Network:
-    block_tokens = pool.shape.block_tokens
-    max_blocks = -(-model.context_len // block_tokens)
-    graphed = GraphedNetwork(
-        _with_flash(generic), options.capacity, max_blocks, pool.num_blocks - 1
-    )
-    graphed.capture(model.device, block_tokens)
-    return graphed

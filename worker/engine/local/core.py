@@ -86,7 +86,7 @@ class EngineCore:
 
     def _settle(self, slices: Many[Slice], logits: Tensor, started: float) -> list[Made]:
         parts = torch.split(logits, [num_rows(part) for part in slices])
-        made = self._score_prompts(slices, parts)
+        scored = self._score_prompts(slices, parts)
         last = [part.sequence for part in slices if part.is_last]
         sampled = Sampled([], [], [])
         if last:
@@ -95,7 +95,10 @@ class EngineCore:
                 logits = torch.stack([rows[-1] for part, rows in ends if part.is_last])
             sampled = self._sampler.sample(logits, [sequence.sampler for sequence in last])
         self._account(slices, time.perf_counter() - started)
+        # From here on nothing fails: a step that is run again must find everything as it was.
+        made: list[Made] = scored
         for part in slices:
+            part.sequence.scored_len = max(part.sequence.scored_len, part.end)
             self.cache.advance(part.sequence.table, part.sequence.ids, part.end)
         for number, sequence in enumerate(last):
             made += self._append(sequence, sampled, number)
@@ -108,7 +111,6 @@ class EngineCore:
             start = max(part.start, sequence.scored_len)
             end = min(part.end, sequence.prompt_len - 1)
             if sequence.wants_prompt_logprobs and start < end:
-                sequence.scored_len = end
                 ids = sequence.ids[start + 1 : end + 1]
                 rows = logits[start - part.start : end - part.start]
                 raw = score(rows, ids, sequence.sampler.num_logprobs or 0)

@@ -16,11 +16,12 @@ import structlog
 
 from common.errors import EngineFailed, StartupFailed
 from worker.engine.daemon import in_daemon
-from worker.engine.local.made import Made
+from worker.engine.local.made import Made, Outcome
 from worker.engine.local.run import Run
 from worker.engine.meter import Meter
 from worker.engine.options import EngineOptions
 from worker.engine.protocol import (
+    Delta,
     EngineInfo,
     EngineStats,
     Output,
@@ -130,7 +131,8 @@ class LocalEngine:
             self._loaded.thread.stop()
             # A step that hangs must not hold up the process; its thread is a daemon.
             await asyncio.wait((self._ended,), timeout=_CLOSE_S)
-            if self._ended.done():
+            # A thread that died may have left anything in its blocks.
+            if self._ended.done() and self._ended.exception() is None:
                 await in_daemon(self._loaded.save, "kv-saver")
 
     @property
@@ -170,12 +172,21 @@ class LocalEngine:
         for sequence_id, output in made:
             request_id, _, choice = sequence_id.rpartition("#")
             run = self._runs.get(request_id)
-            if run is None:
-                continue
-            for said in run.take(int(choice), output, self._parts.tokenizer):
-                self._meter.add(len(getattr(said, "ids", ())))
-                self._say(run, said)
-            self._end_if_over(run)
+            if run is not None:
+                self._hand_out(run, int(choice), output)
+
+    def _hand_out(self, run: Run, choice: int, output: Outcome) -> None:
+        try:
+            outputs = run.take(choice, output, self._parts.tokenizer)
+        except Exception as error:  # noqa: BLE001 - one that cannot be decoded fails alone
+            _log.error("answer_failed", request=run.request.id, exc_info=error)
+            self._end(run, Refused("engine-error", f"The answer cannot be decoded: {error}"))
+            return
+        for said in outputs:
+            if isinstance(said, Delta):
+                self._meter.add(len(said.ids))
+            self._say(run, said)
+        self._end_if_over(run)
 
     def _say(self, run: Run, output: Output) -> None:
         if isinstance(output, Refused):

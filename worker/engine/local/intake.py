@@ -58,8 +58,9 @@ class Intake:
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
-        # Prompts that were tokenised for ``chain`` and will be again, by job.
-        self._remembered: OrderedDict[str, list[int]] = OrderedDict()
+        # Prompts that were tokenised for ``table`` and will be asked for again, by job; a prompt
+        # is that of the base that it was made from.
+        self._remembered: OrderedDict[str, tuple[tuple[int, ...], list[int]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, request: Request, order: int) -> Prepared | Refused:
@@ -101,11 +102,12 @@ class Intake:
     def _encode(self, request: Request, *, remember: bool = False) -> list[int]:
         job_id = request.id.partition(":")[0]
         with self._lock:
-            known = self._remembered.pop(job_id, None)
-        ids = known or self._tokenizer.encode(request.spec, request.base)
+            base, ids = self._remembered.pop(job_id, ((), []))
+        if not ids or base != request.base:
+            ids = self._tokenizer.encode(request.spec, request.base)
         if remember:
             with self._lock:
-                self._remembered[job_id] = ids
+                self._remembered[job_id] = request.base, ids
                 while len(self._remembered) > _MAX_REMEMBERED:
                     self._remembered.popitem(last=False)
         return ids

@@ -24,5 +24,8 @@ class PromptLogprobs:
     tokens: tuple[Token, ...]
 
 
-Made = tuple[str, Prefilled | Refused | Token | PromptLogprobs]
-"""A sequence's ID, and what a step made of it."""
+Outcome = Prefilled | Refused | Token | PromptLogprobs
+"""What a step made of a sequence."""
+
+Made = tuple[str, Outcome]
+"""A sequence's ID and its outcome."""

@@ -1,5 +1,6 @@
 """The Llama family on the CPU, from token IDs to logits in one call of compiled code."""
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from worker.kv.pool import KvPool
 from worker.model.batch import Batch
 from worker.model.fused.attention import QUERIES
 from worker.model.fused.buffers import Rows, address, aligned
+from worker.model.fused.crew import Crew
 from worker.model.fused.jit import PANEL, compile_entry
 from worker.model.fused.layout import PASS
 from worker.model.fused.packing import Quantize
@@ -56,6 +58,7 @@ class FusedLlama:
         self._buffers: dict[str, Any] = {}
         self._capacity = 0
         self._threads = 0
+        self._crew = Crew(1)
         self._set(
             layers=len(self._weights.vectors),
             heads=config.num_attention_heads,
@@ -80,7 +83,8 @@ class FusedLlama:
     def forward(self, batch: Batch) -> Tensor:
         """See ``Network``."""
         tokens, wanted = len(batch.ids), len(batch.rows)
-        self._reserve(tokens, torch.get_num_threads())
+        threads = self._find_crew().choose()
+        self._reserve(tokens, threads)
         panels = int(self._weights.matrices[-1]["panels"])
         logits = torch.empty((wanted, panels * PANEL), dtype=torch.float32)
         # Contiguous copies, where they are ones, live until the call is over.
@@ -96,8 +100,17 @@ class FusedLlama:
             logits=logits.data_ptr(),
             **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         )
-        self._team.run(self._work, address(self._pass))
+        began = time.perf_counter()
+        self._team.run(self._work, address(self._pass), threads)
+        self._crew.learn(tokens, time.perf_counter() - began)
         return logits[:, : self._vocabulary]
+
+    def _find_crew(self) -> Crew:
+        """Return the crew of the calling thread: torch's number of threads is set per thread."""
+        most = torch.get_num_threads()
+        if most != self._crew.most:
+            self._crew = Crew(most)
+        return self._crew
 
     def _set(self, **fields: float) -> None:
         record = self._pass[0]

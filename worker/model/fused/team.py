@@ -22,11 +22,9 @@ class Team:
         """Return the address of a function."""
         return ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
 
-    def run(self, function: int, data: int) -> None:
-        """Call a function ``void f(void *)`` on as many threads as torch uses."""
-        self.library.GOMP_parallel(
-            ctypes.c_void_p(function), ctypes.c_void_p(data), torch.get_num_threads(), 0
-        )
+    def run(self, function: int, data: int, num_threads: int) -> None:
+        """Call a function ``void f(void *)`` on so many threads, the calling one among them."""
+        self.library.GOMP_parallel(ctypes.c_void_p(function), ctypes.c_void_p(data), num_threads, 0)
 
 
 @cache

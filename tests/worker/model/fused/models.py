@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from worker.kv.pool import KvPool, KvShape
 from worker.model.batch import Batch
 from worker.model.loading import LoadedModel
 
+# Machine code is kept where the engine keeps it: it takes 19 s to compile.
+KERNELS = Path.home() / ".cache" / "headrace" / "kernels"
 BLOCK_TOKENS = 16
 NUM_BLOCKS = 64
 VOCAB_LEN = 331

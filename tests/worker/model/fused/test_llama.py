@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.worker.model.fused.models import (
+    KERNELS,
     Part,
     expect,
     make_batch,
@@ -66,10 +68,10 @@ def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) 
     model = make_model(family, **changes)
     ids = random_ids(150, seed=1)
     expected = expect(model, ids)
-    fused = FusedLlama(model, make_pool(model), "none")
+    fused = FusedLlama(model, make_pool(model), "none", KERNELS)
     whole = fused.forward(make_batch([Part(ids, 0, 150, _TABLE)]))
     assert _close(whole, expected)
-    fused = FusedLlama(model, make_pool(model), "none")
+    fused = FusedLlama(model, make_pool(model), "none", KERNELS)
     cuts = [0, 1, 16, 17, 70, 112, 130, 149, 150]
     parts = [
         fused.forward(make_batch([Part(ids, start, end, _TABLE)])) for start, end in pairwise(cuts)
@@ -88,7 +90,7 @@ def test_rows_do_not_depend_on_their_neighbours(quantize: Quantize) -> None:
         for seed, (start, end) in enumerate(lengths)
     ]
     parts = [Part(*sequence) for sequence in sequences]
-    alone, together = (FusedLlama(model, make_pool(model), quantize) for _ in range(2))
+    alone, together = (FusedLlama(model, make_pool(model), quantize, KERNELS) for _ in range(2))
     for fused in (alone, together):
         for part in parts:
             if part.start:
@@ -102,7 +104,7 @@ def test_blocks_have_any_size(block_tokens: int) -> None:
     """The number of tokens in a block makes no difference."""
     model = make_model("qwen3")
     ids = random_ids(65, seed=5)
-    fused = FusedLlama(model, make_pool(model, block_tokens), "none")
+    fused = FusedLlama(model, make_pool(model, block_tokens), "none", KERNELS)
     table = list(range(200 // block_tokens))[::-1]
     first = fused.forward(make_batch([Part(ids, 0, 64, table)], block_tokens))
     last = fused.forward(make_batch([Part(ids, 64, 65, table)], block_tokens))
@@ -114,7 +116,7 @@ def test_quantised_logits_are_close(quantize: Quantize, least: float) -> None:
     """Random weights are the worst case: nothing of them is a rounding error to begin with."""
     model = make_model("qwen2", hidden_size=192, intermediate_size=384, initializer_range=0.05)
     ids = random_ids(60, seed=6)
-    fused = FusedLlama(model, make_pool(model), quantize)
+    fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
     logits = fused.forward(make_batch([Part(ids, 0, 60, _TABLE)]))
     assert torch.cosine_similarity(logits, expect(model, ids), dim=-1).min() > least
 
@@ -123,7 +125,7 @@ def test_only_the_wanted_rows_come_back() -> None:
     """Rows may be any tokens of the batch, in any order, or none."""
     model = make_model("llama")
     ids = random_ids(20, seed=8)
-    fused = FusedLlama(model, make_pool(model), "none")
+    fused = FusedLlama(model, make_pool(model), "none", KERNELS)
     batch = make_batch([Part(ids, 0, 20, _TABLE)])
     every = fused.forward(batch)
     for rows in ([19, 3, 3], []):
@@ -137,7 +139,7 @@ def test_a_broken_weight_shows(quantize: Quantize) -> None:
     """NaN goes through to the logits; quantisation does not make a number of it."""
     model = make_model("llama")
     model.network.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
-    fused = FusedLlama(model, make_pool(model), quantize)
+    fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
     logits = fused.forward(make_batch([Part(random_ids(20, seed=9), 0, 20, _TABLE)]))
     assert not torch.isfinite(logits).any()
 
@@ -164,6 +166,7 @@ features = binding.get_host_cpu_features()
 for name in sys.argv[2].split(","):
     features[name] = False
 binding.get_host_cpu_features = lambda: features
+import pathlib
 import torch
 from tests.worker.model.fused.models import Part, expect, make_batch, make_model, make_pool
 from worker.model.fused.jit import DOT
@@ -172,7 +175,7 @@ assert DOT == sys.argv[1], DOT
 ids = list(range(3, 40))
 model = make_model("qwen3", hidden_size=192, initializer_range=0.05)
 for quantize, least in (("none", 0.99999), ("int8", 0.995), ("int4", 0.85)):
-    fused = FusedLlama(model, make_pool(model), quantize)
+    fused = FusedLlama(model, make_pool(model), quantize, pathlib.Path(sys.argv[3]))
     parts = [(0, 35), (35, 36), (36, 37)]
     logits = [fused.forward(make_batch([Part(ids, *part, [4, 2, 7])])) for part in parts]
     cosine = torch.cosine_similarity(torch.cat(logits), expect(model, ids), dim=-1)
@@ -184,7 +187,7 @@ for quantize, least in (("none", 0.99999), ("int8", 0.995), ("int4", 0.85)):
     ("dot", "missing"),
     [("madd", "avx512f,avxvnni"), ("plain", "avx512f,avxvnni,avx2")],
 )
-def test_older_processors(dot: str, missing: str) -> None:
+def test_older_processors(dot: str, missing: str, tmp_path: Path) -> None:
     """Without the newest instructions the logits are the same."""
-    code = [sys.executable, "-c", _OLD_PROCESSOR, dot, missing]
+    code = [sys.executable, "-c", _OLD_PROCESSOR, dot, missing, str(tmp_path)]
     subprocess.run(code, check=True, timeout=100)
