@@ -37,6 +37,7 @@ class AnswerPrinter:
     def finish(self) -> None:
         """Print what was kept."""
         self.end_line()
+        self._begin()
         for number, text in enumerate(self._others, 2):
             write(self._heading(number))
             self._print(self._echo + text)
@@ -45,11 +46,15 @@ class AnswerPrinter:
     def _print(self, text: str) -> None:
         if not text:
             return
+        self._begin()
+        write(text)
+        self._in_line = not text.endswith("\n")
+
+    def _begin(self) -> None:
+        """Print the first heading, also where nothing comes under it: the others follow it."""
         if not self._has_begun and self._n > 1:
             write(self._heading(1))
         self._has_begun = True
-        write(text)
-        self._in_line = not text.endswith("\n")
 
     def _heading(self, number: int) -> str:
         return f"--- answer {number} of {self._n} ---\n"

@@ -19,6 +19,7 @@ from common.settings import Settings
 from common.telemetry import configure_logging
 from worker.backend import Backend
 from worker.bell import Bell
+from worker.causes import first_cause
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.protocol import EngineInfo
 from worker.lease import Lease
@@ -129,7 +130,7 @@ class Worker:
             if engine_failures is None:
                 raise
             await self._hand_over()
-            raise EngineFailed(str(_first(engine_failures))) from failures
+            raise EngineFailed(str(first_cause(engine_failures))) from failures
 
     async def _hand_over(self) -> None:
         """Give the jobs of a failed engine away at once, rather than when the lease is over."""
@@ -230,12 +231,6 @@ class Worker:
         if self._stop.is_set():
             return WorkerState.DRAINING
         return WorkerState.BUSY if self._runner.num_held else WorkerState.IDLE
-
-
-def _first(group: BaseExceptionGroup[EngineFailed]) -> EngineFailed:
-    """Return the first exception of a group of groups."""
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

@@ -28,6 +28,14 @@ def test_the_first_of_several_does_not_wait(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "--- answer 2 of 2 ---\ntwo\n"
 
 
+def test_an_empty_first_answer_keeps_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model may end at once; the headings are in order all the same."""
+    printer = AnswerPrinter(2)
+    printer.take(SECOND)
+    printer.finish()
+    assert capsys.readouterr().out == "--- answer 1 of 2 ---\n--- answer 2 of 2 ---\ntwo\n"
+
+
 def test_a_reset_discards_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
     """The answers come again, with their headings."""
     printer = AnswerPrinter(2)

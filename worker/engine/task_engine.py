@@ -5,8 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from common.errors import EngineFailed
 from common.jobs import FinishReason
+from worker.causes import first_cause, one_line
 from worker.engine.meter import Meter
 from worker.engine.protocol import (
     Delta,
@@ -17,6 +20,10 @@ from worker.engine.protocol import (
     Request,
     Sink,
 )
+
+_log = structlog.get_logger()
+
+_ENDLESS = Refused("engine-error", "The engine left the answer without its end; submit it again.")
 
 
 @dataclass(slots=True, eq=False)
@@ -99,9 +106,16 @@ class TaskEngine(ABC):
             self._meter.add(max(1, len(output.ids)))
         if isinstance(output, Finished | Refused):
             del self._ongoing[ongoing.request.id]
-        ongoing.sink(output)
+        self._guarded(ongoing.sink, output)
+
+    def _explain(self, error: Exception) -> str | None:
+        """Return what a request hears of an error of its own; None where the engine died of it."""
+        what = f"{type(first_cause(error)).__name__}: {one_line(error)}"
+        return f"The {self._name} engine cannot do the job: {what}"
 
     def _fail(self, cause: BaseException) -> None:
+        if self._failed.is_set():
+            return
         self._cause = cause
         self._ongoing.clear()
         self._failed.set()
@@ -111,6 +125,14 @@ class TaskEngine(ABC):
             self._num_running += 1
             try:
                 await self._serve(ongoing)
+            except Exception as error:  # one that cannot be served fails alone
+                detail = self._explain(error)
+                if detail is None:
+                    raise
+                _log.error("request_failed", request=ongoing.request.id, exc_info=error)
+                self._say(ongoing, Refused("engine-error", detail))
+            else:
+                self._say(ongoing, _ENDLESS)  # dropped where the end was said
             finally:
                 self._num_running -= 1
 
@@ -118,7 +140,7 @@ class TaskEngine(ABC):
         self._guarded(ongoing.sink, ongoing.cancelled())
 
     def _guarded(self, sink: Sink, output: Output) -> None:
-        """Call a sink outside of any task; one that breaks ends the engine there too."""
+        """Call a sink; one that breaks ends the engine: nobody may take its job for complete."""
         if self._is_closed or self._failed.is_set():
             return
         try:

@@ -85,6 +85,9 @@ class RemoteEngine(TaskEngine):
         except UpstreamFault as fault:
             self._say(ongoing, Refused(fault.type, self._upstream.redacted(str(fault))))
 
+    def _explain(self, error: Exception) -> str | None:
+        return self._upstream.redacted(super()._explain(error) or "")
+
     async def _exchange(self, ongoing: Ongoing) -> None:
         spec = ongoing.request.spec
         # The prompt is said here: so the upstream's text is the answer and nothing else.

@@ -10,9 +10,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import StartupFailed
+from worker.causes import first_cause, one_line
 from worker.engine.daemon import in_daemon
 from worker.engine.local.made import Token
 from worker.engine.local.run import Run
@@ -107,12 +108,11 @@ class VllmEngine(TaskEngine):
                 for sequence in prepared.sequences:
                     group.create_task(self._generate(ongoing, run, sequence))
         except* self._parts.request_errors as errors:
-            line = " ".join(str(_first(errors)).split())[:300]
-            self._say(ongoing, Refused("engine-refused", f"vLLM refused the job: {line}"))
+            detail = f"vLLM refused the job: {one_line(errors)}"
+            self._say(ongoing, Refused("engine-refused", detail))
         else:
-            end = run.end
-            lost = Refused("engine-error", "vLLM ended the answer before its end; submit it again.")
-            self._say(ongoing, lost if end is None else end)
+            if run.end is not None:
+                self._say(ongoing, run.end)
 
     async def _generate(self, ongoing: Ongoing, run: Run, sequence: "Sequence") -> None:
         """Feed one answer; leaving early aborts it in vLLM."""
@@ -131,6 +131,10 @@ class VllmEngine(TaskEngine):
                 if answer.end is not None:
                     return
 
+    def _explain(self, error: Exception) -> str | None:
+        is_dead = self._parts.is_dead or isinstance(first_cause(error), self._parts.death)
+        return None if is_dead else super()._explain(error)
+
     async def _watch_health(self) -> None:
         """Notice that vLLM's process died, also while no request runs."""
         while not self._parts.is_dead:  # noqa: ASYNC110 - vLLM has no event for it
@@ -144,11 +148,6 @@ def _refusal(request: Request) -> Refused | None:
             "not-supported", "The vllm engine has no logprobs of prompts; leave out echo."
         )
     return None
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _read_parts(

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from common.errors import StartupFailed
 from worker.engine.local.intake import Intake, Limits
@@ -42,6 +42,7 @@ class VllmParts:
         VLLMClientError,
         EngineGenerateError,
     )
+    death: ClassVar[type[Exception]] = EngineDeadError
 
     info: EngineInfo
     tokenizer: Tokenizer
