@@ -17,11 +17,12 @@ key                               type     what                                 
 ``{m:MODEL}:affinity``            zset     workers with such a lane, by steal_at  until it is empty
 ``{m:MODEL}:jobs``                zset     unfinished jobs by deadline (ms)       until it is empty
 ``{m:MODEL}:workers``             zset     workers by lease deadline (ms)         until it is empty
+``{m:MODEL}:draining``            set      workers that no job should wait for    until it is empty
 ``{m:MODEL}:sweeper``             string   who sweeps now                         its lease
 ``{m:MODEL}:bell``                channel  "there is work"                        -
 ``{m:MODEL}:prompt:TENANT:PID``   hash     what a prompt ID stands for            prompt_ttl_s
 ``worker:WORKER``                 hash     what the worker says of itself         lease
-``worker:WORKER:ctl``             channel  cancel this job, now                   -
+``worker:WORKER:ctl``             channel  cancel or forget, now                  -
 ``models``                        zset     models by last lease deadline (ms)     one day
 ``jobs:TENANT``                   zset     a tenant's jobs by creation (ms)       deadline+retention
 ``secret``                        string   key of the Idempotency-Key hash        for ever
@@ -71,6 +72,7 @@ class ModelKeys:
     sweeper: str
     bell: str
     affinity: str
+    draining: str
 
     def lane(self, suffix: str) -> str:
         """Return the stream of a lane: ``orphans``, ``PRIO:TENANT`` or ``worker:WORKER``."""
@@ -111,6 +113,7 @@ class Keys:
             sweeper=f"{tag}:sweeper",
             bell=f"{tag}:bell",
             affinity=f"{tag}:affinity",
+            draining=f"{tag}:draining",
         )
 
     def worker(self, worker_id: str) -> str:

@@ -20,6 +20,7 @@ _ENQUEUE = Script("enqueue")
 _CLAIM = Script("claim")
 _RELEASE = Script("release")
 _ORPHAN = Script("orphan")
+_RETIRE = Script("retire")
 
 
 class LeaseLapsed(HeadraceError):
@@ -80,6 +81,7 @@ class Lanes:
             self._keys.ring(priority),
             self._keys.workers,
             self._keys.affinity,
+            self._keys.draining,
         ]
         args: list[Argument] = [
             self._keys.bell,
@@ -98,7 +100,8 @@ class Lanes:
     async def claim(self, worker_id: str, count: int) -> list[Claim]:
         """Claim up to ``count`` (≥ 1) jobs; raises ``LeaseLapsed`` for a swept worker."""
         priorities = list(Priority)
-        keys = [self._keys.workers, self._keys.affinity, self._keys.lane(ORPHANS)]
+        keys = [self._keys.workers, self._keys.affinity, self._keys.draining]
+        keys.append(self._keys.lane(ORPHANS))
         keys += [self._keys.ring(priority) for priority in priorities]
         args: list[Argument] = [worker_id, count, self._keys.lane(""), STEAL_LIMIT, *priorities]
         reply = await _CLAIM.run(self._redis, keys, args)
@@ -113,6 +116,11 @@ class Lanes:
         keys = [self._keys.jobs, self._keys.lanes, self._keys.lane(claim.lane)]
         args: list[Argument] = [worker_id, claim.entry, claim.job_id, claim.lane]
         return bool(await _RELEASE.run(self._redis, keys, args) == b"OK")
+
+    async def retire(self, worker_id: str) -> None:
+        """Let no job wait for this worker any more, and anybody take those that do."""
+        keys = [self._keys.workers, self._keys.draining, self._keys.affinity]
+        await _RETIRE.run(self._redis, keys, [self._keys.bell, worker_id])
 
     async def hand_back(self, worker_id: str, kept: Collection[str] = ()) -> list[str]:
         """Move this worker's own entries, but those of the kept jobs, to the orphans lane."""
@@ -135,6 +143,7 @@ class Lanes:
         self, worker_id: str, who: str, kept: Collection[str]
     ) -> tuple[bool, list[str]]:
         keys = [self._keys.workers, self._keys.lanes, self._keys.lane(ORPHANS)]
+        keys.append(self._keys.draining)
         args: list[Argument] = [
             self._keys.bell,
             worker_id,

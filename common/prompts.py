@@ -4,8 +4,6 @@ An entry is a hint about tensors (a wrong one costs a prefill) and the truth abo
 scoped by tenant and model, and lives for its time after the last use.
 """
 
-import hashlib
-import struct
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ from redis.asyncio import Redis
 
 from common.keys import Keys, scoped, unscoped
 from common.scripts import Argument, Script
+from common.token_ids import pack_ids, unpack_ids
 
 PROMPT_TTL_S = 86_400.0
 
 _COMMIT = Script("commit_prompt")
 _FORGET = "forget:"
-_FIELDS = ("version", "worker", "job", "length", "digest", "recompute_ms", "updated_ms", "tier")
+_FIELDS = ("version", "worker", "job", "length", "recompute_ms", "updated_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +26,16 @@ class StoredPrompt:
     """What is stored under a prompt ID. Times are milliseconds of Redis's clock.
 
     ``version`` counts the jobs that committed, from 1; ``job`` was the last. ``worker`` made the
-    sequence and holds its tensors in ``tier``, as far as it said. Recomputing them would take
-    ``recompute_ms`` (0: not known). ``ttl_ms`` are left. ``ids`` is empty unless asked for.
+    sequence and holds its tensors. Recomputing them would take ``recompute_ms`` (0: not known).
+    ``ttl_ms`` are left. ``ids`` is empty unless asked for.
     """
 
     version: int
     worker: str
     job: str
     length: int
-    digest: str
     recompute_ms: int
     updated_ms: int
-    tier: str
     ttl_ms: int
     ids: tuple[int, ...] = ()
 
@@ -52,17 +49,6 @@ class Commit:
     worker: str
     ids: tuple[int, ...]
     recompute_ms: int = 0
-    tier: str = ""
-
-
-def pack_ids(ids: Sequence[int]) -> bytes:
-    """Return token IDs as little-endian unsigned 32-bit numbers."""
-    return struct.pack(f"<{len(ids)}I", *ids)
-
-
-def unpack_ids(packed: bytes) -> tuple[int, ...]:
-    """Return the token IDs of ``pack_ids``."""
-    return struct.unpack(f"<{len(packed) // 4}I", packed)
 
 
 def forget_message(tenant: str, ids: Sequence[int]) -> str:
@@ -109,14 +95,11 @@ class PromptIndex:
 
     async def commit(self, tenant: str, prompt_id: str, sequence: Commit) -> int:
         """Store the sequence and return its version; the same job again has the same version."""
-        packed = pack_ids(sequence.ids)
         fields: dict[str, Argument] = {
             "worker": sequence.worker,
             "length": len(sequence.ids),
-            "digest": hashlib.blake2b(packed, digest_size=16).hexdigest(),
-            "ids": packed,
+            "ids": pack_ids(sequence.ids),
             "recompute_ms": sequence.recompute_ms,
-            "tier": sequence.tier,
         }
         args: list[Argument] = [self._ttl_ms, sequence.job, sequence.epoch]
         args += [part for field in fields.items() for part in field]
@@ -133,16 +116,14 @@ class PromptIndex:
 
 
 def _stored(fields: list[bytes], ttl_ms: int) -> StoredPrompt:
-    version, worker, job, length, digest, recompute_ms, updated_ms, tier, *ids = fields
+    version, worker, job, length, recompute_ms, updated_ms, *ids = fields
     return StoredPrompt(
         version=int(version),
         worker=worker.decode(),
         job=job.decode(),
         length=int(length),
-        digest=digest.decode(),
         recompute_ms=int(recompute_ms),
         updated_ms=int(updated_ms),
-        tier=tier.decode(),
         ttl_ms=ttl_ms,
         ids=unpack_ids(ids[0]) if ids else (),
     )

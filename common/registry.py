@@ -95,7 +95,10 @@ class Heartbeat:
 
     def leave(self, worker_id: str, model: str) -> None:
         """Drop the lease; the worker must hold nothing any more."""
-        self._redis.zrem(self._keys.model(model).workers, worker_id)
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.zrem(self._keys.model(model).workers, worker_id)
+            pipeline.srem(self._keys.model(model).draining, worker_id)
+            pipeline.execute()
         self._redis.delete(self._keys.worker(worker_id))
 
     def _renew(self, info: WorkerInfo, mode: str) -> bool:

@@ -78,28 +78,33 @@ class Settings(BaseSettings):
         "auto", description="numbers of the model; auto: float32 on a CPU, bfloat16 on a GPU"
     )
     quantize: Literal["auto", "none", "int8", "int4"] = Field(
-        "auto", description="weights of the linear layers; auto: int8 on a CPU, none on a GPU"
+        "auto", description="local engine: weights; auto: int8 on a CPU, none on a GPU"
     )
     step_tokens: Annotated[int, Field(ge=16, le=65_536)] = Field(
-        512, description="most tokens in one step of the model, prompts and answers together"
+        512, description="local engine: most tokens in one step, prompts and answers together"
     )
     kv_bytes: int = Field(
-        0, ge=0, description="KV cache on the device, 0 = a share of the free memory"
+        0, ge=0, description="local engine: KV cache on the device, 0 = a share of the free memory"
     )
-    kv_host_bytes: int = Field(1024**3, ge=0, description="KV cache in host memory, 0 = off")
-    kv_disk_bytes: int = Field(4 * 1024**3, ge=0, description="KV cache on disk, 0 = off")
+    kv_host_bytes: int = Field(
+        1024**3, ge=0, description="local engine: KV cache in host memory, 0 = off"
+    )
+    kv_disk_bytes: int = Field(
+        4 * 1024**3, ge=0, description="local engine: KV cache on disk, under cache_dir, 0 = off"
+    )
     prompt_ttl_s: Seconds = Field(86_400, description="a prompt ID is kept this long after its use")
     affinity_patience_s: float = Field(
         5, ge=0, le=3600, description="longest wait for the worker that holds a prompt's KV cache"
     )
-    watchdog_s: Seconds = Field(60, description="an engine without progress for this long is ended")
+    watchdog_s: Seconds = Field(60, description="local engine: ended when a step takes this long")
     upstream: str = Field("", description="remote engine: base URL of an OpenAI-compatible API")
     upstream_key: str = Field("", repr=False, description="remote engine: its API key")
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the engine, 0 = torch's choice"
     )
     cache_dir: Path = Field(
-        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="converted models"
+        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
+        description="converted models, compiled code and KV tensors",
     )
     fake_tokens_per_s: float = Field(
         20, ge=0, description="fake engine: speed per job, 0 = no limit"

@@ -82,7 +82,6 @@ def _view(
         version=stored.version,
         length=stored.length,
         worker=stored.worker if is_held else None,
-        tier=stored.tier,
         updated_at=rfc3339(stored.updated_ms),
         expires_at=rfc3339(now_ms + stored.ttl_ms),
     )

@@ -202,8 +202,8 @@ class WorkerList(msgspec.Struct, frozen=True):
 class PromptView(msgspec.Struct, frozen=True):
     """What a prompt ID stands for: ``length`` tokens, at this ``version``.
 
-    ``worker`` holds their tensors in ``tier``; it is null when that worker is gone, which costs the
-    next job a prefill and nothing else.
+    ``worker`` holds their tensors; it is null when that worker is gone, which costs the next job a
+    prefill and nothing else.
     """
 
     id: str
@@ -211,7 +211,6 @@ class PromptView(msgspec.Struct, frozen=True):
     version: int
     length: int
     worker: str | None
-    tier: str
     updated_at: str
     expires_at: str
 

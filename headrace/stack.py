@@ -28,9 +28,8 @@ _DRAIN_S = 3.0  # a person waits, and a job that is handed over goes on with the
 class Stage(IntEnum):
     """Who is stopped when: the highest first."""
 
-    SERVER = 0
-    WORKER = 1
-    GATEWAY = 2
+    WORKER = 0
+    GATEWAY = 1
 
 
 class Stack:

@@ -120,7 +120,6 @@ class Prompt(msgspec.Struct, frozen=True):
     version: int
     length: int
     worker: str | None = None
-    tier: str = ""
     updated_at: datetime | None = None
     expires_at: datetime | None = None
 

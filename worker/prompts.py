@@ -7,11 +7,10 @@ from common.errors import HeadraceError
 from common.events import Completed, ErrorInfo, Failed
 from common.job_store import JobRecord, Snapshot
 from common.jobs import FinishReason, JobSpec
-from common.prompts import Commit, PromptIndex, StoredPrompt, pack_ids
+from common.prompts import Commit, PromptIndex, StoredPrompt
+from common.token_ids import pack_ids
 from worker.attempt import AttemptLog
 from worker.engine.protocol import EngineStats
-
-DEVICE = "device"
 
 
 class Unbuildable(HeadraceError):
@@ -67,7 +66,6 @@ async def commit(prompts: PromptIndex, log: AttemptLog, stats: EngineStats) -> N
         worker=log.grant.worker_id,
         ids=log.sequence,
         recompute_ms=_recompute_ms(len(log.sequence), stats),
-        tier=DEVICE if stats.kv is not None else "",
     )
     version = await prompts.commit(record.tenant, record.spec.prompt_id, sequence)
     log.end = msgspec.structs.replace(end, prompt_version=version)

@@ -81,6 +81,7 @@ class Runner:
         self.work.set()
         try:
             async with asyncio.timeout(timeout_s):
+                await self._retire()
                 await self._not_claiming.wait()
                 while self.num_held and not hurry.is_set():
                     await self._wait_for_work(RETRY_S)
@@ -108,6 +109,12 @@ class Runner:
         await self._backend.lanes.hand_back(self.worker_id)
         # A claim that is still on its way would come after the hand-over.
         self.may_hold_entries = not self._not_claiming.is_set()
+
+    async def _retire(self) -> None:
+        try:
+            await self._backend.lanes.retire(self.worker_id)
+        except UNAVAILABLE as error:
+            _log.warning("retire_failed", error=str(error))  # jobs wait out their patience
 
     async def _yield_to_idle(self) -> None:
         """Let workers with less to do take new work first: all of them heard the bell."""

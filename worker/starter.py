@@ -10,7 +10,7 @@ from common.endings import choose_end, end_idle, end_unreadable
 from common.events import Started
 from common.job_store import Outcome, Snapshot
 from common.lanes import Claim
-from common.prompts import unpack_ids
+from common.token_ids import unpack_ids
 from worker.attempt import AttemptLog, Grant
 from worker.backend import Backend
 from worker.engine.protocol import Engine, Request

@@ -1,6 +1,7 @@
 -- Claim up to count jobs: orphans first, then those that wait for this worker, then high, normal,
--- low, one tenant after another in each; then those that wait for a worker that is dead or too slow.
--- KEYS workers, affinity, prefix:lane:orphans, then ring:high, ring:normal, ring:low
+-- low, one tenant after another in each; then those that wait for a worker that is dead, drains or is
+-- too slow.
+-- KEYS workers, affinity, draining, prefix:lane:orphans, then ring:high, ring:normal, ring:low
 -- ARGV worker, count, lane prefix, how many other workers' lanes to look at, then the names of the
 --      rings' priorities
 -- -> LAPSED | OK, {suffix, entry, job}, ...
@@ -50,7 +51,9 @@ local function read_worker(worker, count)
   wanted = wanted - read(suffix, count)
   local waiting = peek(ARGV[3] .. suffix)
   if waiting then
-    redis.call('ZADD', KEYS[2], waiting[2][4], worker) -- job, its ID, steal_at, the time
+    local steal_at = waiting[2][4] -- job, its ID, steal_at, the time
+    if redis.call('SISMEMBER', KEYS[3], worker) == 1 then steal_at = 0 end
+    redis.call('ZADD', KEYS[2], steal_at, worker)
   else
     redis.call('ZREM', KEYS[2], worker)
   end
@@ -67,8 +70,8 @@ end
 
 wanted = wanted - read('orphans', wanted)
 if wanted > 0 and redis.call('ZSCORE', KEYS[2], ARGV[1]) then read_worker(ARGV[1], wanted) end
-for i = 4, #KEYS do
-  read_ring(KEYS[i], ARGV[i + 1])
+for i = 5, #KEYS do
+  read_ring(KEYS[i], ARGV[i])
 end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000

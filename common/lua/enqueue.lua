@@ -1,6 +1,6 @@
--- Put a job into a lane, once: that of the live worker that holds its prompt's KV cache, where that
--- is worth a wait; else its tenant's.
--- KEYS jobs, lanes, lane, ring, workers, affinity
+-- Put a job into a lane, once: that of the worker that holds its prompt's KV cache, where that lives,
+-- does not drain and is worth a wait; else its tenant's.
+-- KEYS jobs, lanes, lane, ring, workers, affinity, draining
 -- ARGV bell, job, deadline_ms, lane suffix, tenant, lane prefix
 -- and where the job has a prompt ID: KEYS prompt, ARGV longest patience_ms
 -- -> OK | KNOWN
@@ -16,10 +16,11 @@ local function add(suffix, ...)
 end
 
 local function holder(now)
-  if not KEYS[7] then return nil end
-  local prompt = redis.call('HMGET', KEYS[7], 'worker', 'recompute_ms', 'ttl_ms')
+  if not KEYS[8] then return nil end
+  local prompt = redis.call('HMGET', KEYS[8], 'worker', 'recompute_ms', 'ttl_ms')
   if not prompt[1] then return nil end
-  redis.call('PEXPIRE', KEYS[7], prompt[3]) -- it must outlast the job's wait
+  redis.call('PEXPIRE', KEYS[8], prompt[3]) -- it must outlast the job's wait
+  if redis.call('SISMEMBER', KEYS[7], prompt[1]) == 1 then return nil end
   local lease = redis.call('ZSCORE', KEYS[5], prompt[1])
   local patience = math.min(tonumber(ARGV[7]), tonumber(prompt[2]))
   if patience <= 0 or not lease or tonumber(lease) <= now then return nil end

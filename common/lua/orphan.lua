@@ -1,6 +1,6 @@
 -- Move a worker's pending entries, but those it keeps, to the orphans lane; at most limit of them.
 -- A dead worker leaves the set of workers when nothing of it is left.
--- KEYS workers, lanes, lane:orphans
+-- KEYS workers, lanes, lane:orphans, draining
 -- ARGV bell, worker, limit, who ('dead': only if its lease is over; 'self'), lane prefix, kept job ...
 -- -> ALIVE | MORE, job, ... | OK, job, ...
 local lease = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or 0)
@@ -55,6 +55,9 @@ for _, suffix in ipairs(redis.call('SMEMBERS', KEYS[2])) do
     break
   end
 end
-if ARGV[4] == 'dead' and moved[1] == 'OK' then redis.call('ZREM', KEYS[1], ARGV[2]) end
+if ARGV[4] == 'dead' and moved[1] == 'OK' then
+  redis.call('ZREM', KEYS[1], ARGV[2])
+  redis.call('SREM', KEYS[4], ARGV[2])
+end
 if #moved > 1 then redis.call('PUBLISH', ARGV[1], '') end
 return moved

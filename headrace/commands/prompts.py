@@ -31,8 +31,8 @@ def show(prompt_id: PromptId, model: Model = "", json: Json = False, url: Url = 
     if json:
         write_json(msgspec.to_builtins(found))
         return
-    header = ("ID", "MODEL", "VERSION", "TOKENS", "WORKER", "TIER")
-    cells = (str(found.version), str(found.length), found.worker or "-", found.tier or "-")
+    header = ("ID", "MODEL", "VERSION", "TOKENS", "WORKER")
+    cells = (str(found.version), str(found.length), found.worker or "-")
     write_table(header, [(found.id, found.model, *cells)])
 
 

@@ -25,6 +25,7 @@ def _all_of_job(job: JobKeys) -> list[str]:
 
 def _all_of_model(model: ModelKeys, tenant: str) -> list[str]:
     fixed = [model.lanes, model.jobs, model.workers, model.sweeper, model.bell, model.affinity]
+    fixed.append(model.draining)
     lanes = [model.lane(f"{priority}:{tenant}") for priority in Priority]
     lanes += [model.lane(ORPHANS), model.lane(f"worker:{tenant}")]
     rings = [model.ring(priority) for priority in Priority]

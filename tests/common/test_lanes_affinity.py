@@ -147,7 +147,45 @@ async def test_handing_back_gives_an_affinity_entry_to_anyone(lanes: Lanes) -> N
     assert await claimed(lanes, "w2") == ["j1"]
 
 
-@pytest.mark.parametrize("why", ["unknown", "dead", "swept", "cheap", "impatient"])
+@pytest.mark.usefixtures("chats")
+async def test_a_draining_holders_work_is_anybodys(lanes: Lanes) -> None:
+    """All that waits for it, in order, and the holder need not have gone."""
+    for job_id in ("j1", "j2", "j3"):
+        await enqueue(lanes, job_id, "w1")
+    await lanes.retire("w1")
+    assert await claimed(lanes, "w2", 2) == ["j1", "j2"]
+    assert await claimed(lanes, "w3") == ["j3"]
+
+
+@pytest.mark.usefixtures("chats")
+async def test_retiring_rings_the_bell(lanes: Lanes, redis: Redis, keys: Keys) -> None:
+    """Idle workers take what became theirs at once."""
+    async with within(), redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe(keys.model(MODEL).bell)
+        await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
+        await lanes.retire("w1")
+        assert (await anext(pubsub.listen()))["data"] == b""
+
+
+@pytest.mark.parametrize("how", ["leaves", "swept", "swept before"])
+async def test_no_draining_worker_is_remembered_after_its_end(
+    how: str, *, lanes: Lanes, heartbeat: Heartbeat, redis: Redis, keys: Keys
+) -> None:
+    """However it ends, also where its retirement comes late."""
+    if how != "swept before":
+        await lanes.retire("w1")
+        assert await redis.exists(keys.model(MODEL).draining)
+    if how == "leaves":
+        heartbeat.leave("w1", MODEL)
+    else:
+        await lapse(redis, keys, "w1")
+        await lanes.sweep("w1")
+    if how == "swept before":
+        await lanes.retire("w1")
+    assert not await redis.exists(keys.model(MODEL).draining)
+
+
+@pytest.mark.parametrize("why", ["unknown", "dead", "swept", "draining", "cheap", "impatient"])
 async def test_without_a_holder_worth_the_wait_it_is_the_tenants_lane(
     why: str, chats: PromptIndex, lanes: Lanes, redis: Redis, keys: Keys
 ) -> None:
@@ -161,6 +199,8 @@ async def test_without_a_holder_worth_the_wait_it_is_the_tenants_lane(
         case "swept":
             await lapse(redis, keys, "w1")
             await lanes.sweep("w1")
+        case "draining":
+            await lanes.retire("w1")
         case "cheap":
             await chats.forget(TENANT, "chat-w1")
             await store(chats, "w1", recompute_ms=0)

@@ -151,11 +151,13 @@ async def _tell_of_prompts(fleet: Fleet) -> list[Any]:
     for worker_id, count in [("p2", 9), ("p1", 1), ("p2", 9)]:
         told.append([(c.job_id, c.lane) for c in await lanes.claim(worker_id, count)])
     told.append(await lanes.hand_back("p1"))
+    await lanes.retire("p1")
     fleet.heartbeat.leave("p1", MODEL)
     claims = await lanes.claim("p2", 9)
     told += [[(c.job_id, c.lane) for c in claims], await lanes.depths()]
     told += [await lanes.release("p2", claim) for claim in claims]
-    told += [await lanes.depths(), await prompts.forget(TENANT, "chat")]
+    forgotten = await prompts.forget(TENANT, "chat")
+    told += [await lanes.depths(), forgotten and (forgotten.version, forgotten.ids)]
     fleet.heartbeat.leave("p2", MODEL)
     return told
 

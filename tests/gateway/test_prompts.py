@@ -32,7 +32,7 @@ def prompts(redis: Redis, keys: Keys, player: Player) -> PromptIndex:
 
 async def keep(prompts: PromptIndex, job: str = "j1", *, tenant: str = TENANT) -> int:
     """Store a sequence that the player ``w1`` holds; returns its version."""
-    sequence = Commit(job, 1, "w1", (1, 2, 3), recompute_ms=LONG_MS, tier="device")
+    sequence = Commit(job, 1, "w1", (1, 2, 3), recompute_ms=LONG_MS)
     return await prompts.commit(tenant, CHAT, sequence)
 
 
@@ -42,7 +42,7 @@ async def test_a_stored_prompt_is_shown(client: httpx2.AsyncClient, prompts: Pro
     body = (await client.get(f"/v1/prompts/{CHAT}")).json()
     assert body.pop("updated_at") < body.pop("expires_at")
     assert body == {
-        "id": CHAT, "model": MODEL, "version": 1, "length": 3, "worker": "w1", "tier": "device",
+        "id": CHAT, "model": MODEL, "version": 1, "length": 3, "worker": "w1",
     }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ PROMPT = {
     "version": 3,
     "length": 120,
     "worker": None,
-    "tier": "device",
     "updated_at": "2026-01-02T03:04:05.678Z",
     "expires_at": "2026-01-03T03:04:05.678Z",
 }
@@ -27,8 +26,8 @@ def test_show_is_a_table(headrace: Headrace) -> None:
     with fake_gateway_in_thread(json_reply(PROMPT)) as gateway:
         result = headrace("prompts", "show", CHAT, url=gateway.url)
     header, row = result.output.splitlines()
-    assert header.split() == ["ID", "MODEL", "VERSION", "TOKENS", "WORKER", "TIER"]
-    assert row.split() == [CHAT, "m", "3", "120", "-", "device"]
+    assert header.split() == ["ID", "MODEL", "VERSION", "TOKENS", "WORKER"]
+    assert row.split() == [CHAT, "m", "3", "120", "-"]
     assert gateway.requests[0].startswith("GET /v1/prompts/chat%2F1 ")
 
 

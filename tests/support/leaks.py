@@ -9,6 +9,7 @@ UNEXPIRING = {
     r"\{m:[^}]+\}:lanes": "the lanes that exist; the set goes with its last member",
     r"\{m:[^}]+\}:ring:(high|normal|low)": "tenants with waiting work; goes with the last one",
     r"\{m:[^}]+\}:affinity": "workers with waiting work of their own; goes with the last one",
+    r"\{m:[^}]+\}:draining": "workers that leave; goes with the last one",
     r"\{m:[^}]+\}:jobs": "unfinished jobs; goes with the last one",
     r"\{m:[^}]+\}:workers": "leases; a dead worker stays until its work is swept",
     r"secret": "every job ID of an Idempotency-Key hangs on it, for ever",

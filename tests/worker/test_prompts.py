@@ -10,7 +10,8 @@ from common.events import Completed
 from common.job_store import Outcome
 from common.jobs import JobSpec
 from common.keys import Keys
-from common.prompts import Commit, PromptIndex, StoredPrompt, pack_ids
+from common.prompts import Commit, PromptIndex, StoredPrompt
+from common.token_ids import pack_ids
 from tests.support.jobs import MODEL, TENANT, read
 from tests.support.waiting import eventually, within
 from tests.worker.conftest import MakeRig
@@ -320,6 +321,22 @@ async def test_a_dead_holders_next_job_goes_elsewhere(make_rig: MakeRig, backend
     await living.expire(dead.worker_id)
     end = await end_of(backend, job_id)
     assert (end.kind, end.worker, end.prompt_version) == ("completed", living.worker_id, 2)
+    await at_rest(backend)
+
+
+async def test_a_draining_holders_next_job_goes_elsewhere(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """With the patience of an hour left, and while the holder lives."""
+    holder = await make_rig(engine=FastEngine()).start()
+    await run(backend, prompt=FIRST)
+    holder.runner.draining = True  # it claims no more
+    job_id = await submit(backend, prompt=None, append=" More [eos=2]", prompt_id=CHAT)
+    [depth] = await backend.lanes.depths()
+    assert depth.lane == f"worker:{holder.worker_id}"
+    other = await make_rig(engine=FastEngine()).start()
+    await holder.drain(60)
+    assert (await end_of(backend, job_id)).worker == other.worker_id
     await at_rest(backend)
 
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from worker.kv.chain import KEY_LEN, BlockKey, extend, pack, unpack
+from common.token_ids import pack_ids, unpack_ids
+from worker.kv.chain import KEY_LEN, BlockKey, extend
 from worker.kv.host import StoredBlock
 from worker.kv.pool import KvShape
 
@@ -46,7 +47,7 @@ def encode(block: StoredBlock) -> bytes:
     content = data.view(torch.uint8).numpy().data.cast("B")
     metadata = {
         "parent": block.parent.hex(),
-        "ids": pack(block.ids).hex(),
+        "ids": pack_ids(block.ids).hex(),
         "checksum": _checksum(block.key, data, content),
     }
     return save({_TENSOR: data}, metadata)
@@ -61,7 +62,7 @@ def decode(key: BlockKey, content: bytes, shape: KvShape | None = None) -> Store
     try:
         metadata = _header_decoder.decode(content[8:header_end]).metadata
         data = load(content)[_TENSOR]
-        parent, ids = bytes.fromhex(metadata.parent), unpack(bytes.fromhex(metadata.ids))
+        parent, ids = bytes.fromhex(metadata.parent), unpack_ids(bytes.fromhex(metadata.ids))
     except _MALFORMED as error:
         raise DamagedBlock(repr(error)) from error
     if len(parent) != KEY_LEN or extend(parent, ids) != key:

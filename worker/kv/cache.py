@@ -186,7 +186,7 @@ class KvCache:
                 if _common_len(content.ids, own) == min(len(content.ids), len(own)):
                     self.manager.drop(block)
         if self._tiers is not None:
-            self._tiers.forget(keys)
+            self._tiers.forget([key for key in keys if self._tiers.holds(key)])
 
     def offload(self) -> None:
         """Hand everything that is only cached to the tiers below: the device goes away."""

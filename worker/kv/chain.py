@@ -8,6 +8,8 @@ import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from common.token_ids import pack_ids
+
 BlockKey = bytes
 """32 bytes, the same on every host and in every process."""
 
@@ -30,12 +32,12 @@ def root(tenant: str, model_fingerprint: str, dtype: str, block_tokens: int) -> 
 
 def extend(parent: BlockKey, ids: Sequence[int]) -> BlockKey:
     """Return the key of the block with these tokens after ``parent``; it may be a partial one."""
-    return _link(parent, pack(ids))
+    return _link(parent, pack_ids(ids))
 
 
 def keys_of(root: BlockKey, ids: Sequence[int], block_tokens: int) -> list[BlockKey]:
     """Return the keys of the full blocks of a sequence; the rest of fewer tokens has none here."""
-    packed = memoryview(pack(ids))
+    packed = memoryview(pack_ids(ids))
     step = 4 * block_tokens
     keys: list[BlockKey] = []
     key = root
@@ -43,16 +45,6 @@ def keys_of(root: BlockKey, ids: Sequence[int], block_tokens: int) -> list[Block
         key = _link(key, packed[end - step : end])
         keys.append(key)
     return keys
-
-
-def pack(ids: Sequence[int]) -> bytes:
-    """Return the tokens as they are hashed and stored: little-endian, four bytes each."""
-    return struct.pack(f"<{len(ids)}I", *ids)
-
-
-def unpack(packed: bytes) -> tuple[int, ...]:
-    """Return what was packed."""
-    return struct.unpack(f"<{len(packed) // 4}I", packed)
 
 
 def _link(parent: BlockKey, packed: bytes | memoryview) -> BlockKey:

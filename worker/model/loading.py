@@ -63,7 +63,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions, progress: Progres
         device=place,
         dtype=dtype,
         context_len=_context_len(network),
-        eos_ids=_eos_ids(network, tokenizer),
+        eos_ids=eos_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id),
     )
 
 
@@ -142,10 +142,10 @@ def _context_len(network: Any) -> int:
     return int(config.max_position_embeddings)
 
 
-def _eos_ids(network: Any, tokenizer: Any) -> frozenset[int]:
+def eos_ids(*places: int | list[int] | None) -> frozenset[int]:
     """Collect the end of sequence from all places that models put it."""
     found: set[int] = set()
-    for ids in (network.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for ids in places:
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
     return frozenset(found)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.kv.chain import KEY_LEN, extend, keys_of, pack, root, unpack
+from worker.kv.chain import KEY_LEN, extend, keys_of, root
 
 token_ids = st.integers(0, 2**32 - 1)
 id_lists = st.lists(token_ids, max_size=40)
@@ -75,13 +75,6 @@ def test_a_partial_block_has_a_key_of_its_own(ids: list[int], cut: int) -> None:
 def test_two_short_blocks_are_not_one_long() -> None:
     """Where blocks end is part of the key."""
     assert extend(extend(ROOT, [1, 2]), [3, 4]) != extend(ROOT, [1, 2, 3, 4])
-
-
-@given(id_lists)
-def test_packed_tokens_come_back(ids: list[int]) -> None:
-    """Packing loses nothing."""
-    assert unpack(pack(ids)) == tuple(ids)
-    assert len(pack(ids)) == 4 * len(ids)
 
 
 def test_keys_are_the_same_in_every_process() -> None:

@@ -46,7 +46,8 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._waiting: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
-        # Who could not be admitted, and how many blocks there were then: no use to try it again.
+        # Who could not be admitted, and how many blocks nobody had been promised then: as long as
+        # that is so, there is no use in trying again.
         self._refused: tuple[str, int] | None = None
         # How often a sequence was sent back to wait.
         self.num_preemptions = 0
@@ -139,14 +140,14 @@ class Scheduler:
 
     def _open(self, sequence: Sequence) -> bool:
         """Give a sequence what is cached of it, if the rest of its prefill will have room too."""
-        refused = (sequence.id, self._cache.num_available)
+        promised = sum(self._num_promised(other) for other in self._running.values())
+        refused = (sequence.id, self._cache.num_available - promised)
         if refused == self._refused:
             return False
         cached_len = 0  # what is not computed has no log probabilities
         if not sequence.wants_prompt_logprobs or sequence.has_prefilled:
             cached_len = self._cache.open(sequence.table, sequence.ids)
         missing = self._cache.num_blocks_for(len(sequence.ids) + 1) - len(sequence.table.blocks)
-        promised = sum(self._num_promised(other) for other in self._running.values())
         if missing + promised > self._cache.num_available:
             self._cache.close(sequence.table, sequence.ids)
             self._refused = refused

@@ -21,7 +21,7 @@ from worker.engine.options import EngineOptions
 from worker.engine.protocol import EngineInfo, Progress, Request
 from worker.engine.vllm.params import Place, engine_args, sampling_params
 from worker.model.checkpoint import Checkpoint
-from worker.model.loading import find_source
+from worker.model.loading import eos_ids, find_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +103,16 @@ def read_vllm(
 
 def _limits(llm: Any, tokenizer: Any) -> Limits:
     model = llm.model_config
+    generation = model.try_get_generation_config() or {}
     return Limits(
         context_len=model.max_model_len,
         vocab_len=model.get_vocab_size(),
-        eos_ids=_eos_ids(model, tokenizer),
+        eos_ids=eos_ids(generation.get("eos_token_id"), tokenizer.eos_token_id),
         cache_tokens=model.max_model_len,  # vLLM refuses to start with less
         block_tokens=llm.vllm_config.cache_config.block_size,
         fingerprint="vllm",
         dtype=str(model.dtype).removeprefix("torch."),
     )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Collect the end of sequence from all places that models put it."""
-    generation = model.try_get_generation_config() or {}
-    found: set[int] = set()
-    for ids in (generation.get("eos_token_id"), tokenizer.eos_token_id):
-        if ids is not None:
-            found.update([ids] if isinstance(ids, int) else ids)
-    return frozenset(found)
 
 
 def _tokens(ids: Any, logprobs: Any, num_tops: int | None) -> tuple[Token, ...]:

@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
+from worker.engine.vllm import tether as tether_module
 from worker.engine.vllm.tether import Tether
 
 _OWNER = """
@@ -14,6 +17,20 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 tether = Tether()
 tether.bind([child.pid])
 print("tethered", flush=True)
+time.sleep(600)
+"""
+
+_FORKING_OWNER = """
+import os, subprocess, sys, time
+from worker.engine.vllm.tether import Tether
+tether = Tether()
+forked = os.fork()
+if not forked:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    time.sleep(600)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+tether.bind([child.pid])
+print(forked, flush=True)
 time.sleep(600)
 """
 
@@ -36,3 +53,29 @@ def test_a_cut_tether_ends_nobody() -> None:
         assert child.poll() is None
         child.communicate(b"\n")
     assert child.returncode == 0
+
+
+@pytest.mark.timeout(30)
+def test_a_forked_child_does_not_keep_the_tether() -> None:
+    """It has the owner's files, and may outlive it."""
+    with subprocess.Popen([sys.executable, "-c", _FORKING_OWNER], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        forked = int(owner.stdout.readline())
+        try:
+            os.kill(owner.pid, signal.SIGKILL)
+            assert owner.stdout.read() == b""
+        finally:
+            os.kill(forked, signal.SIGKILL)
+
+
+def test_a_later_process_with_the_same_id_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Race: what was bound has ended, and the kernel gave its ID to a stranger."""
+    monkeypatch.setattr(tether_module, "_start_time", lambda _pid: "1")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        tether = Tether()
+        tether.bind([stranger.pid])
+        assert tether._watcher.stdin
+        tether._watcher.stdin.close()
+        assert tether._watcher.wait() == 0
+        stranger.communicate(b"\n")
+    assert stranger.returncode == 0

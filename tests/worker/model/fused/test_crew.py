@@ -1,5 +1,7 @@
 """How many threads a pass gets."""
 
+from itertools import pairwise
+
 from worker.model.fused.crew import Crew
 
 TOKENS = 8
@@ -19,7 +21,7 @@ def test_on_a_quiet_machine_all_threads_work() -> None:
     used = run(Crew(2), 1000, {2: 1.0, 1: 1.6})
     trials = [number for number, threads in enumerate(used) if threads == 1]
     assert len(trials) < 10
-    gaps = [later - earlier for earlier, later in zip(trials, trials[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(trials)]
     assert gaps == sorted(gaps)
 
 
