@@ -104,6 +104,7 @@ class Snapshot:
     record: JobRecord
     payloads: tuple[bytes, ...]
     events: tuple[Event, ...]
+    read_ms: int = 0  # when it was read, by Redis's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +272,25 @@ class JobStore:
         return [(inc.decode(), int(n)) if inc and n else None for inc, n in replies]
 
     async def snapshot(self, job_id: str) -> Snapshot | None:
-        """Return the record and the log up to the record's ``next``, or None."""
-        record = await self.record(job_id)
-        if record is None:
+        """Return the record and the log up to the record's ``next``, or None.
+
+        One round trip, but for logs of more than a page.
+        """
+        keys = self._keys.job(job_id)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(keys.record)
+            pipeline.xrange(keys.log, count=LOG_PAGE)
+            pipeline.time()
+            fields, entries, (seconds, micros) = await pipeline.execute()
+        if not fields:
             return None
-        payloads = tuple(payload for _, payload in await self.log(job_id))[: record.next]
-        return Snapshot(record, payloads, tuple(decode_event(payload) for payload in payloads))
+        record = _record(job_id, fields)
+        page = [_numbered(entry_id, entry) for entry_id, entry in entries]
+        if len(page) == LOG_PAGE:
+            page += await self.log(job_id, page[-1][0] + 1)
+        payloads = tuple(payload for _, payload in page)[: record.next]
+        events = tuple(decode_event(payload) for payload in payloads)
+        return Snapshot(record, payloads, events, int(seconds) * 1000 + int(micros) // 1000)
 
 
 def _numbered(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[int, bytes]:

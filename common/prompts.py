@@ -88,10 +88,12 @@ class PromptIndex:
 
     async def use(self, tenant: str, prompt_id: str) -> StoredPrompt | None:
         """Return what is stored, with its token IDs, and keep it for its time from now on."""
-        stored = await self.read(tenant, prompt_id, with_ids=True)
-        if stored is not None:
-            await self._redis.pexpire(self._keys.prompt(tenant, prompt_id), self._ttl_ms)
-        return stored
+        key = self._keys.prompt(tenant, prompt_id)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(key, [*_FIELDS, "ids"])
+            pipeline.pexpire(key, self._ttl_ms)
+            fields, _ = await pipeline.execute()
+        return _stored(fields, self._ttl_ms) if fields[0] is not None else None
 
     async def commit(self, tenant: str, prompt_id: str, sequence: Commit) -> int:
         """Store the sequence and return its version; the same job again has the same version."""

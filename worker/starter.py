@@ -82,7 +82,7 @@ class Starter:
             return ""
 
     async def _end_instead(self, snapshot: Snapshot, holder: str) -> bool:
-        now_ms = await self._backend.registry.now_ms()
+        now_ms = snapshot.read_ms
         if choose_end(snapshot, now_ms, self._max_losses, holder) is None:
             return False
         await end_idle(

@@ -124,6 +124,10 @@ class KvCache:
         except (RuntimeError, KeyError):  # the engine's thread changed what was just looked at
             return length
 
+    def is_on_device(self, key: bytes) -> bool:
+        """Tell whether a block has this name; any thread may ask."""
+        return self.manager.find_key(key) is not None
+
     def grow(self, table: Table, length: int) -> bool:
         """Get blocks for ``length`` tokens; False when there are not enough."""
         while len(table.blocks) * self.block_tokens < length:
@@ -167,8 +171,10 @@ class KvCache:
             return
         for number in reversed(range(table.num_tokens // self.block_tokens)):
             content = self._content(table, ids, number)
-            if not self._tiers.save_again(content.key):
-                self._tiers.save(self._stored(table.blocks[number], content))
+            # A long conversation with short turns saves one block in many.
+            if self._tiers.is_saved(content.key) or self._tiers.save_again(content.key):
+                continue
+            self._tiers.save(self._stored(table.blocks[number], content))
 
     def forget(self, table: Table, ids: Sequence[int]) -> None:
         """Drop what begins like ``ids``, whole blocks and parts, from every tier.

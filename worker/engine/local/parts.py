@@ -45,9 +45,10 @@ class Parts:
             table, ids = self.intake.table(request)
         except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
             return ""
+        cache = self.core.cache
         if self.tiers is not None:
-            self.tiers.prefetch(table.chain[1:])
-        found = self.core.cache.lookup(table, ids)
+            self.tiers.prefetch([key for key in table.chain[1:] if not cache.is_on_device(key)])
+        found = cache.lookup(table, ids)
         if not found:
             return "miss"
         return "hit" if found == len(ids) - 1 else "partial"
