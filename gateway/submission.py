@@ -1,5 +1,6 @@
 """Accepting a job: admit, create the record, put it into a lane, answer."""
 
+import asyncio
 import hashlib
 import secrets
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ async def accept(
     spec = _spec(request, await choose_model(services, request.model), services)
     lanes = Lanes(services.redis, services.keys, spec.model)
     known_id = job_id if idempotency_key else None
-    await _admit(services, lanes, known_id)
-    await _check_stored(services, tenant, spec, known_id)
+    await asyncio.gather(
+        _admit(services, lanes, known_id), _check_stored(services, tenant, spec, known_id)
+    )
 
     new = NewJob(
         id=job_id,
@@ -65,8 +67,10 @@ async def accept(
     if submitted.state in ACTIVE:
         lanes = Lanes(services.redis, services.keys, spec.model)
         affinity = _affinity(spec, services)
-        await lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms, affinity)
-        await _index(services, tenant, job_id, submitted)
+        await asyncio.gather(
+            lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms, affinity),
+            _index(services, tenant, job_id, submitted),
+        )
     services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     return Acceptance(_answer(job_id, spec.model, submitted), replayed=not submitted.created)
 
