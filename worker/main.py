@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from importlib.metadata import version
 
 import structlog
+import uvloop
 
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
 from common.errors import EngineFailed, StartupFailed
@@ -40,7 +41,7 @@ def serve(settings: Settings) -> int:
     configure_logging(
         "worker", level=settings.log_level, as_json=settings.log_json, stream=sys.stderr
     )
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> int:
