@@ -16,7 +16,10 @@ from gateway.views import rfc3339
 
 def prompt_not_found(prompt_id: str) -> Problem:
     """Return the refusal of a prompt ID under which this tenant has nothing."""
-    detail = f"Nothing is stored under the prompt ID {prompt_id[:200]!r}; give a full prompt."
+    detail = (
+        f"Nothing is stored under the prompt ID {prompt_id[:200]!r}; "
+        "a job with a full prompt stores its sequence there."
+    )
     return Problem(404, "prompt-not-found", detail)
 
 

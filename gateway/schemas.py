@@ -96,8 +96,8 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         Meta(description="Text or messages to add to what is stored under `prompt_id`."),
     ] = None
     if_version: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Meta(description="The version under `prompt_id` to build on; refused if it has moved on."),
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="The version under `prompt_id` that must be there when the job starts."),
     ] = None
     allow_reset: Annotated[
         bool, Meta(description="Let an engine that cannot continue an answer begin it anew.")

@@ -89,7 +89,7 @@ class Asking:
     ] = False
     if_version: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Only if --prompt-id names this version still."),
+        typer.Option(metavar="N", help="Only if --prompt-id has this version at the start."),
     ] = None
     max_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Longest answer; default: the gateway's 256.")

@@ -83,7 +83,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"append": [], "prompt_id": "c"}, "`append`"),
     ({"append": [{"role": "user"}], "prompt_id": "c"}, "content"),
     ({"prompt": "a", "if_version": 1}, "`if_version` needs a `prompt_id`"),
-    ({"prompt": "a", "if_version": 0, "prompt_id": "c"}, "if_version"),
+    ({"prompt": "a", "if_version": -1, "prompt_id": "c"}, "if_version"),
 ]
 NOT_JSON = [
     b"", b"{", b"nul", b'{"prompt": "a"', b"\xff\xfe", b'{"prompt": "\xff"}',
