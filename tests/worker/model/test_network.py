@@ -24,7 +24,7 @@ torch.set_num_threads(1)  # of small tensors, several threads only wait for each
 @pytest.fixture(autouse=True)
 def _is_generic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled path has tests of its own, and takes long to compile."""
-    monkeypatch.setattr(worker.model.network, "_fused_paths", lambda *_args: iter(()))
+    monkeypatch.setattr(worker.model.network.Paths, "_fused", lambda _paths: iter(()))
 
 
 def _build(model: Any, **options: Any) -> PagedModel:

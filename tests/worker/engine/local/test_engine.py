@@ -56,7 +56,7 @@ WILD = Sampling(temperature=1.5, top_p=0.9, seed=3)
 @pytest.fixture(autouse=True)
 def _is_generic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled path has tests of its own, and takes long to compile."""
-    monkeypatch.setattr(worker.model.network, "_fused_paths", lambda *_args: iter(()))
+    monkeypatch.setattr(worker.model.network.Paths, "_fused", lambda _paths: iter(()))
 
 
 @pytest.fixture(scope="module")
