@@ -28,8 +28,9 @@ _DRAIN_S = 3.0  # a person waits, and a job that is handed over goes on with the
 class Stage(IntEnum):
     """Who is stopped when: the highest first."""
 
-    WORKER = 0
-    GATEWAY = 1
+    SERVER = 0  # the supervisor's default: what everybody else needs is stopped last
+    WORKER = 1
+    GATEWAY = 2
 
 
 class Stack:
