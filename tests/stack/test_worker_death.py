@@ -158,7 +158,9 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(fleet: Fleet) -> None
 
     stories = [await fleet.story(job) for job in jobs]
     assert [story.text for story in stories] == [story.text for story in expected]
-    assert [story.outline for story in stories].count(TAKEN_OVER) >= 4
+    # Some were handed over twice: the second worker took what the first one had.
+    moved = [story for story in stories if " retrying started tokens" in story.outline]
+    assert len(moved) >= 4
     for story, follower in zip(stories, followers, strict=True):
         story.check(follower.result())
     await fleet.check_at_rest()
