@@ -8,6 +8,7 @@ log again, never by a timeout or a guess.
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -59,8 +60,8 @@ class Relay:
 
     @property
     def num_watches(self) -> int:
-        """How many jobs are watched."""
-        return len(self._watches)
+        """How many jobs are watched, or are about to be."""
+        return len(self._watches.keys() | self._attaching.keys())
 
     @property
     def num_cursors(self) -> int:
@@ -118,7 +119,7 @@ class Relay:
         if task is None and watch is None:
             task = asyncio.create_task(self._attach(job_id))
             self._attaching[job_id] = task
-            task.add_done_callback(lambda _: self._attaching.pop(job_id, None))
+            task.add_done_callback(partial(self._on_attached, job_id))
         if task is not None:
             # A client that leaves must not take the others' attach with it.
             watch = await asyncio.shield(task)
@@ -126,6 +127,11 @@ class Relay:
         if watch.tenant != tenant:
             raise job_not_found(job_id)
         return watch
+
+    def _on_attached(self, job_id: str, task: asyncio.Task[Watch]) -> None:
+        self._attaching.pop(job_id, None)
+        if not task.cancelled():
+            task.exception()  # who waits hears it; if all have left, asyncio need not complain
 
     async def _attach(self, job_id: str) -> Watch:
         record = await self._store.record(job_id)

@@ -4,7 +4,7 @@ from typing import Any
 
 from worker.model.fused.chunk import attend_chunk
 from worker.model.fused.decoding import attend_token
-from worker.model.fused.jit import PANEL, inline
+from worker.model.fused.jit import LANES, PANEL, inline
 from worker.model.fused.memory import ints
 from worker.model.fused.softmax import Task
 
@@ -27,7 +27,7 @@ def attend(p: Any, out: Any, layer: int, window: int, team: Any) -> None:
     for sequence in range(p.sequences):
         task = Task(layer, window, sequence, scratch)
         first, stop = int(starts[sequence]), int(starts[sequence + 1])
-        alone = stop - first == 1 and p.head_dim % PANEL == 0
+        alone = stop - first == 1 and p.head_dim % PANEL == 0 and p.block_tokens % LANES == 0
         if alone and not few:
             if unit % parts == part:
                 attend_token(p, out, task, (0, p.kv_heads), first)

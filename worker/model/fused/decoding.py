@@ -63,14 +63,14 @@ def _score(p: Any, task: Task, heads: Any, span: Any, grids: tuple[Grid, Grid]) 
 
 @inline
 def _score_run(p: Any, queries: Grid, keys: Grid, scores: Grid, run: int) -> None:
-    """Multiply the queries of one group with keys of one block."""
+    """Multiply the queries of one group with keys of one block; scores behind them are nonsense."""
     group = p.heads // p.kv_heads
     row = 0
     while row < group:
         few = min(group - row, 4)
         some, out = shifted(queries, row, 0), shifted(scores, row, 0)
         grids = (some.address, some.stride, keys.address, keys.stride, out.address, out.stride)
-        arguments = (*grids, p.head_dim // LANES, run, p.value_stride)
+        arguments = (*grids, p.head_dim // LANES, -(-run // LANES), p.value_stride)
         if few == 4:
             score_tile(arguments, 4)
         elif few == 3:

@@ -92,12 +92,18 @@ class Emitter:
         """Return a * b + c."""
         return self._call(f"llvm.fmuladd.v{LANES}f32", FLOATS, [a, b, c])
 
-    def reduce(self, numbers: Value) -> Value:
-        """Return the sum of all lanes."""
-        kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
-        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [FLOAT(0.0), numbers], fastmath=("reassoc", "nsz"))
+    def transpose(self, lines: list[Value]) -> list[Value]:
+        """Return the columns of as many vectors as a vector has lanes."""
+        half = LANES // 2
+        # Vectors i and i + half become neighbours, lane by lane; log2(LANES) times.
+        low, high = (
+            ir.Constant(INTS, [start + n // 2 + n % 2 * LANES for n in range(LANES)])
+            for start in (0, half)
+        )
+        for _ in range(LANES.bit_length() - 1):
+            pairs = list(zip(lines[:half], lines[half:], strict=True))
+            lines = [self.builder.shuffle_vector(*pair, m) for pair in pairs for m in (low, high)]
+        return lines
 
     def prefetch(self, address: Value) -> None:
         """Ask for a cache line that will be read soon; any address is allowed."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -97,6 +98,33 @@ def test_rows_do_not_depend_on_their_neighbours(quantize: Quantize) -> None:
                 fused.forward(make_batch([Part(part.ids, 0, part.start, part.table)]))
     expected = torch.cat([alone.forward(make_batch([part])) for part in parts])
     assert torch.equal(together.forward(make_batch(parts)), expected)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"head_dim": 64, "hidden_size": 192}),
+        ("qwen3", {"head_dim": 64, "hidden_size": 192, "num_key_value_heads": 1}),
+        ("mistral", {"head_dim": 64, "hidden_size": 192, "sliding_window": 29}),
+    ],
+)
+def test_rows_do_not_depend_on_how_they_are_cut(
+    family: str, changes: dict[str, Any], quantize: Quantize
+) -> None:
+    """A chunk, many chunks and single tokens give the same bits: so does a job taken over."""
+    model = make_model(family, **changes)
+    ids = random_ids(150, seed=2)
+
+    def logits_of(cuts: Sequence[int]) -> Tensor:
+        fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
+        parts = [Part(ids, start, end, _TABLE) for start, end in pairwise(cuts)]
+        return torch.cat([fused.forward(make_batch([part])) for part in parts])
+
+    whole = logits_of([0, 150])
+    assert torch.equal(logits_of([0, 1, 16, 17, 70, 112, 130, 149, 150]), whole)
+    assert torch.equal(logits_of(range(151)), whole)
 
 
 @pytest.mark.parametrize("block_tokens", [1, 4, 16, 64])
