@@ -10,8 +10,8 @@ from worker.engine.options import EngineOptions
 from worker.kv.pool import KvPool, KvShape
 from worker.model.batch import Batch
 from worker.model.checkpoint import find_checkpoint
+from worker.model.fused.layout import Quantize
 from worker.model.fused.llama import FusedLlama
-from worker.model.fused.packing import Quantize
 from worker.model.loading import LoadedModel, load_model
 
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")

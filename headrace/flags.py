@@ -67,6 +67,14 @@ _Upstream = Annotated[
 _Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")
 ]
+_Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Numbers of the model. [default: float32 on a CPU, bfloat16 on a GPU]"),
+]
+_Quantize = Annotated[
+    Literal["auto", "none", "int8", "int4"] | None,
+    typer.Option(help="Local engine: weights. [default: int8 on a CPU if it can, none on a GPU]"),
+]
 _Capacity = Annotated[
     int | None, typer.Option(metavar="N", help="Jobs a worker runs at once. [default: 32]")
 ]
@@ -103,6 +111,8 @@ class WorkerFlags:
     engine: _Engine = None
     upstream: _Upstream = None
     device: _Device = None
+    dtype: _Dtype = None
+    quantize: _Quantize = None
     capacity: _Capacity = None
     log_level: _LogLevel = None
 
@@ -121,6 +131,8 @@ class StackFlags:
     engine: _Engine = None
     upstream: _Upstream = None
     device: _Device = None
+    dtype: _Dtype = None
+    quantize: _Quantize = None
     capacity: _Capacity = None
     log_level: _LogLevel = None
 

@@ -96,7 +96,7 @@ Sink = Callable[[Output], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine says of itself once it is loaded."""
+    """What an engine says of itself once it is loaded; ``dtype`` is that of the weights."""
 
     model: str
     device: str

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import structlog
 import torch
@@ -15,6 +14,7 @@ from worker.kv.pool import KvPool, KvShape
 from worker.model import flash
 from worker.model.attention import GatheredAttention, UnsupportedAttention
 from worker.model.batch import Network
+from worker.model.fused.layout import Quantize
 from worker.model.generic import GenericNetwork, UnsupportedModel
 from worker.model.graphs import GraphedNetwork
 from worker.model.loading import LoadedModel
@@ -34,7 +34,7 @@ class PagedModel:
     network: Network
     pool: KvPool
     num_blocks: int  # of the pool, without the one that nobody reads
-    path: str
+    path: "Path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Path:
 
     name: str
     build: Callable[[], Network]
-    is_quantized: bool = False
+    quantize: Quantize = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +55,34 @@ class Paths:
     pool: KvPool
     options: EngineOptions
 
-    def choose(self, progress: Progress) -> tuple[str, Network]:
-        """Return the name and the network of the fastest path that passes the trial."""
+    def choose(self, progress: Progress) -> tuple[Path, Network]:
+        """Return the fastest path that passes the trial, and its network."""
         trial = Trial(self.generic, self.pool)
+        refusals = []
         for path in self._all():
             progress(f"preparing ({path.name})", 0.0)
             try:
                 network = path.build()
-                if trial.passes(network, is_quantized=path.is_quantized):
-                    return path.name, network
-                reason = "it computes something else"
+                if trial.passes(network, is_quantized=path.quantize != "none"):
+                    return path, network
+                reason = "over paged blocks it computes something else"
             except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
-                reason = str(error).strip().partition("\n")[0]
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
             _log.warning("path_refused", path=path.name, reason=reason)
-        raise UnsupportedModel("over paged blocks it computes something else")
+            refusals.append(f"{path.name}: {reason}")
+        raise UnsupportedModel("; ".join(refusals))
 
     def _all(self) -> Iterator[Path]:
-        """Yield the fastest first."""
+        """Yield the fastest first; who asks for small weights is not given large ones."""
         device, dtype, quantize = self.model.device, self.model.dtype, self.options.quantize
-        if device.type == "cpu" and dtype == torch.float32:
-            yield from self._fused()
+        fused = list(self._fused()) if device.type == "cpu" and dtype == torch.float32 else []
+        yield from fused
         if quantize in ("int8", "int4"):
-            raise UnsupportedModel(
-                f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
-            )
+            if not fused:
+                raise UnsupportedModel(
+                    f"--quantize {quantize} is for models of the Llama family in float32 on a CPU"
+                )
+            return
         if flash.supports(device, dtype):
             yield Path("flash, graphs", self._graphed)
             yield Path("flash", lambda: self.generic.using(flash.FlashAttention))
@@ -91,16 +95,13 @@ class Paths:
 
         if not supports(self.model.network):
             return
-        quantize = self.options.quantize
-        kinds: tuple[Literal["none", "int8", "int4"], ...] = (
-            ("int8", "none") if quantize == "auto" else (quantize,)
-        )
+        asked = self.options.quantize
+        kinds: tuple[Quantize, ...] = ("int8", "none") if asked == "auto" else (asked,)
         for kind in kinds:
             build = partial(
                 FusedLlama, self.model, self.pool, kind, self.options.cache_dir / "kernels"
             )
-            is_quantized = kind != "none"
-            yield Path(f"fused {kind}" if is_quantized else "fused", build, is_quantized)
+            yield Path("fused" if kind == "none" else f"fused {kind}", build, kind)
 
     def _graphed(self) -> Network:
         block_tokens = self.pool.shape.block_tokens
@@ -136,9 +137,9 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
             f"{model.name} ({model.network.config.model_type}) cannot be served: {error}. "
             "The engine runs decoder models with plain causal attention."
         ) from error
-    if path.startswith("fused"):
+    if path.name.startswith("fused"):
         generic.detach()
-    _log.info("network_ready", path=path, blocks=number)
+    _log.info("network_ready", path=path.name, blocks=number)
     return PagedModel(network, pool, number, path)
 
 

@@ -1,8 +1,8 @@
 """From a model to its blocks: what cannot be served is refused before it says anything."""
 
+import pathlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +10,12 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-import worker.model.network
 from common.errors import StartupFailed
 from tests.worker.model.fused.models import make_model
 from worker.engine.options import EngineOptions
-from worker.model.batch import Batch
+from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork, LayerShape
-from worker.model.network import PagedModel, build_network
+from worker.model.network import PagedModel, Path, Paths, build_network
 
 torch.set_num_threads(1)  # of small tensors, several threads only wait for each other
 
@@ -24,14 +23,16 @@ torch.set_num_threads(1)  # of small tensors, several threads only wait for each
 @pytest.fixture(autouse=True)
 def _is_generic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled path has tests of its own, and takes long to compile."""
-    monkeypatch.setattr(worker.model.network.Paths, "_fused", lambda _paths: iter(()))
+    monkeypatch.setattr(Paths, "_fused", lambda _paths: iter(()))
 
 
 def _build(model: Any, **options: Any) -> PagedModel:
     chosen: dict[str, Any] = {"capacity": 2, "quantize": "none", "device": "cpu", **options}
     with capture_logs():
         return build_network(
-            model, EngineOptions("tiny", Path("unused"), **chosen), lambda _what, _done: None
+            model,
+            EngineOptions("tiny", pathlib.Path("unused"), **chosen),
+            lambda _what, _done: None,
         )
 
 
@@ -40,7 +41,7 @@ def test_blocks_are_as_many_as_were_paid_for(block_tokens: int) -> None:
     """One more is nobody's."""
     bytes_per_token = 2 * 3 * 2 * 24 * 4
     paged = _build(make_model("llama"), kv_bytes=640 * bytes_per_token, block_tokens=block_tokens)
-    assert paged.path == "generic"
+    assert paged.path.name == "generic"
     assert paged.num_blocks == 640 // block_tokens
     assert paged.pool.num_blocks == paged.num_blocks + 1
     assert paged.pool.shape.token_bytes == bytes_per_token
@@ -90,3 +91,18 @@ def test_what_cannot_be_quantised_is_refused(quantize: str) -> None:
     """Who asks for small weights is not given large ones."""
     with pytest.raises(StartupFailed, match=f"--quantize {quantize}"):
         _build(make_model("llama"), quantize=quantize)
+
+
+@pytest.mark.parametrize("asked", ["int8", "auto"])
+def test_small_weights_that_cannot_be_built(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for them is told why; who leaves the choice gets others."""
+
+    def build() -> Network:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(Paths, "_fused", lambda _paths: iter([Path("fused int8", build, "int8")]))
+    if asked == "auto":
+        assert _build(make_model("llama"), quantize=asked).path.name == "generic"
+        return
+    with pytest.raises(StartupFailed, match="fused int8: no such instruction"):
+        _build(make_model("llama"), quantize=asked)

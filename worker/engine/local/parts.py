@@ -116,7 +116,7 @@ def read_parts(
     info = EngineInfo(
         model=model.name,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_dtype(model) if paged.path.quantize == "none" else paged.path.quantize,
         context_len=min(limits.context_len, limits.cache_tokens),
         capacity=options.capacity,
     )
@@ -142,8 +142,12 @@ def _limits(model: LoadedModel, paged: PagedModel) -> Limits:
         block_tokens=block_tokens,
         fingerprint=fingerprint(model),
         # Quantised weights make other KV tensors.
-        dtype=f"{str(model.dtype).removeprefix('torch.')} {paged.path}",
+        dtype=f"{_dtype(model)} {paged.path.name}",
     )
+
+
+def _dtype(model: LoadedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _tiers(options: EngineOptions, limits: Limits, pool: KvPool) -> Tiers | None:

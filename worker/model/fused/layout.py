@@ -1,9 +1,11 @@
 """What Python tells the compiled code: records of sizes and addresses."""
 
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
+
+Quantize = Literal["none", "int8", "int4"]
 
 
 class Kind(IntEnum):

@@ -16,8 +16,7 @@ from worker.model.fused.attention import QUERIES
 from worker.model.fused.buffers import Rows, address, aligned
 from worker.model.fused.crew import Crew
 from worker.model.fused.jit import PANEL, compile_entry
-from worker.model.fused.layout import PASS
-from worker.model.fused.packing import Quantize
+from worker.model.fused.layout import PASS, Quantize
 from worker.model.fused.softmax import SPAN
 from worker.model.fused.step import work
 from worker.model.fused.team import find_team

@@ -10,7 +10,7 @@ one step of the multiplication reads lies together:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from worker.model.fused.buffers import aligned_copy
 from worker.model.fused.emitter import GROUP
 from worker.model.fused.jit import PANEL
-from worker.model.fused.layout import LINEAR, Kind
+from worker.model.fused.layout import LINEAR, Kind, Quantize
 
-Quantize = Literal["none", "int8", "int4"]
 Array = NDArray[Any]
 
 _KINDS = {"none": Kind.FLOAT, "int8": Kind.BYTE, "int4": Kind.NIBBLE}

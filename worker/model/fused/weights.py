@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from worker.model.fused.buffers import address, aligned_copy
-from worker.model.fused.layout import LAYER
-from worker.model.fused.packing import Packed, Quantize, pack
+from worker.model.fused.layout import LAYER, Quantize
+from worker.model.fused.packing import Packed, pack
 from worker.model.fused.team import find_team
 
 Array = NDArray[Any]

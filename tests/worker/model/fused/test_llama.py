@@ -21,8 +21,8 @@ from tests.worker.model.fused.models import (
     make_pool,
     random_ids,
 )
+from worker.model.fused.layout import Quantize
 from worker.model.fused.llama import FusedLlama
-from worker.model.fused.packing import Quantize
 from worker.model.fused.weights import supports
 
 _TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
