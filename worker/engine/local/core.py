@@ -62,10 +62,7 @@ class EngineCore:
         with torch.inference_mode():
             slices = self.scheduler.plan()
             assert slices, "sequences wait, and none of them can run"
-            made = self._run(slices)
-        if self.scheduler.is_idle:
-            self.scheduler.check()
-        return made
+            return self._run(slices)
 
     def _run(self, slices: Many[Slice]) -> list[Made]:
         """Run the slices; where they fail together, find the one that fails alone."""

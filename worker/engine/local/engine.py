@@ -150,16 +150,17 @@ class LocalEngine:
     def _on_prepared(self, run: Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:
         if self._runs.get(run.request.id) is not run:  # cancelled, or the engine is closed
             return
-        error = preparing.exception()
-        if error is not None:
-            _log.error("tokenizer_failed", request=run.request.id, exc_info=error)
-            self._end(run, Refused("engine-error", f"The prompt cannot be tokenised: {error}"))
+        try:
+            prepared = preparing.result()
+            outputs = [] if isinstance(prepared, Refused) else run.open(prepared)
+        except Exception as error:  # noqa: BLE001 - one that cannot be prepared fails alone
+            _log.error("prompt_failed", request=run.request.id, exc_info=error)
+            self._end(run, Refused("engine-error", f"The prompt cannot be prepared: {error}"))
             return
-        prepared = preparing.result()
         if isinstance(prepared, Refused):
             self._end(run, prepared)
             return
-        for output in run.open(prepared):
+        for output in outputs:
             self._guarded(run.sink, output)
         for sequence in prepared.sequences:
             self._parts.thread.post(sequence)

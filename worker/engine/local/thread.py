@@ -38,13 +38,13 @@ class EngineThread:
         self._core = core
         self._deliver = deliver
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        # When the current step began; 0 while the thread waits for commands.
-        self._step_began = 0.0
+        # When the current step or command began; 0 while the thread waits for commands.
+        self._busy_since = 0.0
 
     @property
     def stalled_s(self) -> float:
-        """For how long the current step has been running, 0 between steps; for any thread."""
-        began = self._step_began
+        """For how long the thread has been at one step or command; for any thread."""
+        began = self._busy_since
         return time.monotonic() - began if began else 0.0
 
     def post(self, command: Command) -> None:
@@ -64,19 +64,15 @@ class EngineThread:
         """Make steps until ``Stop``; an exception from here is the end of the engine."""
         self._core.start()
         while self._obey():
-            self._step_began = time.monotonic()
             made = self._core.step()
-            self._step_began = 0.0
             if made:
                 self._deliver(made)
+            if self._core.scheduler.is_idle:
+                self._core.scheduler.check()  # nobody waits for this
 
     def _obey(self) -> bool:
         """Obey all commands given so far, waiting for one while idle; False to end."""
-        while True:
-            try:
-                command = self._commands.get(block=self._core.scheduler.is_idle)
-            except queue.Empty:
-                return True
+        while (command := self._next()) is not None:
             match command:
                 case Sequence():
                     self._core.scheduler.add(command)
@@ -86,3 +82,14 @@ class EngineThread:
                     function()
                 case Stop():
                     return False
+        return True
+
+    def _next(self) -> Command | None:
+        """Return the next command; ``None`` if there is none and a step is due."""
+        self._busy_since = 0.0
+        try:
+            return self._commands.get(block=self._core.scheduler.is_idle)
+        except queue.Empty:
+            return None
+        finally:
+            self._busy_since = time.monotonic()
