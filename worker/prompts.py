@@ -10,7 +10,7 @@ from common.jobs import FinishReason, JobSpec
 from common.prompts import Commit, PromptIndex, StoredPrompt
 from common.token_ids import pack_ids
 from worker.attempt import AttemptLog
-from worker.engine.protocol import EngineStats
+from worker.engine.protocol import Engine, EngineStats
 
 
 class Unbuildable(HeadraceError):
@@ -50,7 +50,7 @@ def end_unbuildable(record: JobRecord, error: ErrorInfo) -> Choose:
     return choose
 
 
-async def commit(prompts: PromptIndex, log: AttemptLog, stats: EngineStats) -> None:
+async def commit(prompts: PromptIndex, log: AttemptLog, engine: Engine) -> None:
     """Store the sequence of a completed attempt, and put its version into the attempt's end.
 
     Nothing happens where there is no sequence, or where it was done. Safe to repeat.
@@ -65,7 +65,7 @@ async def commit(prompts: PromptIndex, log: AttemptLog, stats: EngineStats) -> N
         epoch=log.grant.epoch,
         worker=log.grant.worker_id,
         ids=log.sequence,
-        recompute_ms=_recompute_ms(len(log.sequence), stats),
+        recompute_ms=_recompute_ms(len(log.sequence), engine.stats()),
     )
     version = await prompts.commit(record.tenant, record.spec.prompt_id, sequence)
     log.end = msgspec.structs.replace(end, prompt_version=version)

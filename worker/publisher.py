@@ -160,7 +160,7 @@ class Publisher:
     async def _end(self, log: AttemptLog) -> None:
         if log.end is None or not log.is_sent or self.attempts.get(log.job_id) is not log:
             return
-        await commit(self._prompts, log, self._engine.stats())
+        await commit(self._prompts, log, self._engine)
         grant = log.grant
         position = (grant.epoch, log.confirmed)
         retention_ms = grant.snapshot.record.retention_ms
