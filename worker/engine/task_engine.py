@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from common.errors import EngineFailed
 from common.jobs import FinishReason
 from worker.causes import first_cause, one_line
 from worker.engine.meter import Meter
+from worker.engine.outlet import Outlet
 from worker.engine.protocol import (
     Delta,
     EngineStats,
@@ -48,10 +48,7 @@ class TaskEngine(ABC):
         self._ongoing: dict[str, Ongoing] = {}
         # Their tasks until they are done: no task group could own what ``submit`` starts.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        # Set when the engine or a sink broke, then ``_cause`` says why. A failing job is no cause.
-        self._failed = asyncio.Event()
-        self._cause: BaseException | None = None
-        self._is_closed = False
+        self._outlet = Outlet(name, self._ongoing.clear)
 
     @abstractmethod
     async def _serve(self, ongoing: Ongoing) -> None:
@@ -61,9 +58,9 @@ class TaskEngine(ABC):
         """Take a request; it is served when a slot is free."""
         if request.id in self._ongoing:
             refusal = Refused("duplicate-request", "The engine works on this request already.")
-            asyncio.get_running_loop().call_soon(self._guarded, sink, refusal)
+            asyncio.get_running_loop().call_soon(self._outlet.say, sink, refusal)
             return
-        if self._failed.is_set():
+        if not self._outlet.is_open:
             return  # nothing is delivered any more
         ongoing = self._ongoing[request.id] = Ongoing(request, sink)
         task = asyncio.create_task(self._wait_and_serve(ongoing), name=request.id)
@@ -87,12 +84,11 @@ class TaskEngine(ABC):
 
     async def wait_failed(self) -> None:
         """Wait until the engine or one of its sinks breaks; a request that fails is no reason."""
-        await self._failed.wait()
-        raise EngineFailed(f"The {self._name} engine failed: {self._cause!r}") from self._cause
+        await self._outlet.wait_failed()
 
     async def close(self) -> None:
         """End all tasks; nothing is delivered any more."""
-        self._is_closed = True
+        self._outlet.close()
         self._ongoing.clear()
         tasks = tuple(self._tasks.values())
         for task in tasks:
@@ -106,19 +102,12 @@ class TaskEngine(ABC):
             self._meter.add(max(1, len(output.ids)))
         if isinstance(output, Finished | Refused):
             del self._ongoing[ongoing.request.id]
-        self._guarded(ongoing.sink, output)
+        self._outlet.say(ongoing.sink, output)
 
     def _explain(self, error: Exception) -> str | None:
         """Return what a request hears of an error of its own; None where the engine died of it."""
         what = f"{type(first_cause(error)).__name__}: {one_line(error)}"
         return f"The {self._name} engine cannot do the job: {what}"
-
-    def _fail(self, cause: BaseException) -> None:
-        if self._failed.is_set():
-            return
-        self._cause = cause
-        self._ongoing.clear()
-        self._failed.set()
 
     async def _wait_and_serve(self, ongoing: Ongoing) -> None:
         async with self._slots:
@@ -137,19 +126,10 @@ class TaskEngine(ABC):
                 self._num_running -= 1
 
     def _deliver_cancelled(self, ongoing: Ongoing) -> None:
-        self._guarded(ongoing.sink, ongoing.cancelled())
-
-    def _guarded(self, sink: Sink, output: Output) -> None:
-        """Call a sink; one that breaks ends the engine: nobody may take its job for complete."""
-        if self._is_closed or self._failed.is_set():
-            return
-        try:
-            sink(output)
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the engine
-            self._fail(error)
+        self._outlet.say(ongoing.sink, ongoing.cancelled())
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if self._tasks.get(task.get_name()) is task:
             del self._tasks[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self._outlet.fail(error)

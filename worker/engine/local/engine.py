@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from common.errors import EngineFailed, StartupFailed
+from common.errors import StartupFailed
 from worker.engine.daemon import in_daemon
 from worker.engine.local.made import Made, Outcome
 from worker.engine.local.run import Run
 from worker.engine.meter import Meter
 from worker.engine.options import EngineOptions
+from worker.engine.outlet import Outlet
 from worker.engine.protocol import (
     Delta,
     EngineInfo,
@@ -56,10 +57,7 @@ class LocalEngine:
         # Every request that has not ended, by its ID. What arrives for others is discarded.
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
-        # Set when the engine cannot go on, then ``_cause`` says why.
-        self._failed = asyncio.Event()
-        self._cause: BaseException | None = None
-        self._is_closed = False
+        self._outlet = Outlet("local", self._runs.clear)
         # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
         self._loaded: Parts | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -89,11 +87,11 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         if request.id in self._runs:
             refusal = Refused("duplicate-request", "The engine works on this request already.")
-            loop.call_soon(self._guarded, sink, refusal)
+            loop.call_soon(self._outlet.say, sink, refusal)
             return
-        run = self._runs[request.id] = Run(request, sink)
-        if self._failed.is_set():
+        if not self._outlet.is_open:
             return  # nothing is delivered any more
+        run = self._runs[request.id] = Run(request, sink)
         prepare = self._parts.intake.prepare
         preparing = loop.run_in_executor(self._pool, prepare, request, next(self._orders))
         preparing.add_done_callback(partial(self._on_prepared, run))
@@ -117,12 +115,11 @@ class LocalEngine:
 
     async def wait_failed(self) -> None:
         """Wait until the engine's thread hangs, or it or one of the sinks breaks, and say how."""
-        await self._failed.wait()
-        raise EngineFailed(f"The local engine failed: {self._cause!r}") from self._cause
+        await self._outlet.wait_failed()
 
     async def close(self) -> None:
         """Stop after the current step and save the cache; a loading model is left alone."""
-        self._is_closed = True
+        self._outlet.close()
         self._runs.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._watchdog is not None:
@@ -145,7 +142,7 @@ class LocalEngine:
         limit_s = self._options.watchdog_s
         while self._parts.thread.stalled_s < limit_s:  # noqa: ASYNC110 - time itself is awaited
             await asyncio.sleep(limit_s / 10)
-        self._fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
+        self._outlet.fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
 
     def _on_prepared(self, run: Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:
         if self._runs.get(run.request.id) is not run:  # cancelled, or the engine is closed
@@ -161,14 +158,14 @@ class LocalEngine:
             self._end(run, prepared)
             return
         for output in outputs:
-            self._guarded(run.sink, output)
+            self._outlet.say(run.sink, output)
         for sequence in prepared.sequences:
             self._parts.thread.post(sequence)
         self._end_if_over(run)  # an earlier attempt may have died before it could say so
 
     def _on_made(self, made: list[Made]) -> None:
         """Hand out what one step made."""
-        if self._failed.is_set():
+        if not self._outlet.is_open:
             return
         for sequence_id, output in made:
             request_id, _, choice = sequence_id.rpartition("#")
@@ -193,7 +190,7 @@ class LocalEngine:
         if isinstance(output, Refused):
             self._end(run, output)
         elif self._runs.get(run.request.id) is run:  # else the sink has just cancelled it
-            self._guarded(run.sink, output)
+            self._outlet.say(run.sink, output)
 
     def _end_if_over(self, run: Run) -> None:
         # The thread knows nothing of stop strings. Of other ends it knows already.
@@ -206,33 +203,15 @@ class LocalEngine:
         if self._runs.get(run.request.id) is run:
             del self._runs[run.request.id]
             self._parts.thread.cancel(run.sequence_ids)
-            self._guarded(run.sink, end)
+            self._outlet.say(run.sink, end)
 
     def _deliver_cancelled(self, run: Run) -> None:
-        if not self._is_closed:
-            self._guarded(run.sink, run.cancelled())
-
-    def _guarded(self, sink: Sink, output: Output) -> None:
-        """Call a sink; one that breaks ends the engine: nobody may take its job for complete."""
-        if self._failed.is_set():
-            return
-        try:
-            sink(output)
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the engine
-            self._fail(error)
+        self._outlet.say(run.sink, run.cancelled())
 
     def _on_thread_ended(self, ended: asyncio.Future[None]) -> None:
         error = ended.exception()
         if error is not None:
-            self._fail(error)
-
-    def _fail(self, cause: BaseException) -> None:
-        if self._failed.is_set():
-            return
-        _log.error("engine_failed", exc_info=cause)
-        self._cause = cause
-        self._runs.clear()
-        self._failed.set()
+            self._outlet.fail(error)
 
 
 def _read_model(

@@ -139,7 +139,7 @@ class VllmEngine(TaskEngine):
         """Notice that vLLM's process died, also while no request runs."""
         while not self._parts.is_dead:  # noqa: ASYNC110 - vLLM has no event for it
             await asyncio.sleep(_HEALTH_S)
-        self._fail(RuntimeError("vLLM's engine process died; its log says why"))
+        self._outlet.fail(RuntimeError("vLLM's engine process died; its log says why"))
 
 
 def _refusal(request: Request) -> Refused | None:
