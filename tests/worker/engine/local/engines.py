@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.emitted import Emitted
 from common.jobs import JobSpec, Sampling
+from tests.worker.engine.local.tiny import save_tiny_model
 from tests.worker.engine.recorder import DEADLINE_S, FRESH, Recorder
 from worker.engine.local.engine import LocalEngine
 from worker.engine.local.thread import Call
@@ -23,7 +24,9 @@ from worker.model.batch import Batch, Network
 
 T = TypeVar("T")
 GREEDY = Sampling(temperature=0)
+WILD = Sampling(temperature=1.5, top_p=0.9, seed=3)
 PROMPTS = ["the river", "a wheel, 水 and the grain", "x" * 70, "🌊"]
+BLOCK_BYTES = 4096  # of the tiny Llama
 
 
 class Reference:
@@ -72,6 +75,14 @@ def reference_of(directory: Path) -> Reference:
     return Reference(network, AutoTokenizer.from_pretrained(directory))
 
 
+def saved(models: Path, architecture: str) -> Path:
+    """Return the directory of a tiny model, which is made when it is first wanted."""
+    directory = models / architecture
+    if not directory.exists():
+        save_tiny_model(directory, architecture)
+    return directory
+
+
 @asynccontextmanager
 async def loaded(directory: Path, **options: Any) -> AsyncIterator[LocalEngine]:
     """Load an engine on one thread, with two slots and exact weights, and close it at the end."""
@@ -116,6 +127,13 @@ async def between_steps(engine: LocalEngine, function: Callable[[], T]) -> T:
 
     engine._parts.thread.post(Call(call))
     return await asyncio.wait_for(done, DEADLINE_S)
+
+
+async def is_prepared(engine: LocalEngine, request_id: str) -> None:
+    """Wait until a request's prompt is tokenised, and its sequences wait for the model."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not engine._runs[request_id].sequence_ids:  # noqa: ASYNC110 - nobody says it
+            await asyncio.sleep(0)
 
 
 class Gate:

@@ -1,0 +1,112 @@
+"""What a local engine has computed once, and what becomes of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.jobs import Message
+from tests.worker.engine.local.engines import PROMPTS, Reference, loaded, make_spec, submit
+from worker.engine.local.engine import LocalEngine
+from worker.engine.protocol import Request
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
+
+
+async def test_a_known_prefix_is_not_prefilled_again(
+    engine: LocalEngine, reference: Reference
+) -> None:
+    """The same prompt, and a longer one, get the answers that they get without the cache."""
+    first = submit(engine, make_spec(PROMPTS[2]), "j:1")
+    await first.ended()
+    second = submit(engine, make_spec(PROMPTS[2]), "j:2")
+    await second.ended()
+    longer = submit(engine, make_spec(PROMPTS[2] + "and the grain"), "j:3")
+    await longer.ended()
+    assert (first.prefilled.cached_tokens, second.prefilled.cached_tokens) == (0, 69)
+    assert 64 <= longer.prefilled.cached_tokens <= 70
+    assert first.ids == second.ids
+    assert longer.ids == reference.complete(PROMPTS[2] + "and the grain", 24)
+    kv = engine.stats().kv
+    assert kv is not None
+    assert kv.hit_tokens == 69 + longer.prefilled.cached_tokens
+
+
+async def test_a_conversation_goes_on_where_it_stopped(
+    engine: LocalEngine, reference: Reference
+) -> None:
+    """With nothing, or with text added, only what is new is prefilled."""
+    first = submit(engine, make_spec(max_tokens=12, prompt_id="chat"), "j:1")
+    end = await first.ended()
+    base = tuple(reference.encode(PROMPTS[0])) + first.ids
+    assert end.sequence == base
+    rest = submit(engine, make_spec(None, 12, prompt_id="chat"), "j:2", base=base)
+    whole = (await rest.ended()).sequence
+    assert first.ids + rest.ids == reference.complete(PROMPTS[0], 24)
+    assert rest.prefilled.cached_tokens == len(base) - 1
+    assert whole == base + rest.ids
+    more = submit(engine, make_spec(None, append=" the wheel", prompt_id="c"), "j:3", base=whole)
+    await more.ended()
+    assert more.ids == reference.generate([*whole, *reference.encode(" the wheel")], 24)
+    assert more.prefilled.cached_tokens == len(whole) - 1
+
+
+async def test_what_is_cached_outlives_a_restart(
+    tiny_model: Path, tmp_path: Path, reference: Reference
+) -> None:
+    """A new engine in the same place finds the old one's blocks on disk, the tail included."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    async with loaded(tiny_model, **options) as engine:
+        before = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"))
+        base = (await before.ended()).sequence
+    async with loaded(tiny_model, **options) as engine:
+        assert await engine.probe(Request("j:1", make_spec(PROMPTS[2]))) != "miss"
+        again = submit(engine, make_spec(PROMPTS[2]), "j:1")
+        await again.ended()
+        more = submit(engine, make_spec(None, append="and the grain"), "j:2", base=base)
+        await more.ended()
+        kv = engine.stats().kv
+    assert again.ids == before.ids
+    assert again.prefilled.cached_tokens >= 64
+    assert more.ids == reference.generate([*base, *reference.encode("and the grain")], 24)
+    assert more.prefilled.cached_tokens == len(base) - 1
+    assert kv is not None
+    assert kv.disk_hit_tokens >= 64
+
+
+async def test_what_is_forgotten_is_prefilled_again(engine: LocalEngine) -> None:
+    """A deleted prompt leaves nothing in the cache."""
+    first = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"), "j:1")
+    sequence = (await first.ended()).sequence
+    engine.forget("default", sequence)
+    second = submit(engine, make_spec(PROMPTS[2]), "j:2")
+    await second.ended()
+    assert second.prefilled.cached_tokens == 0
+    assert second.ids == first.ids
+
+
+async def test_tenants_never_hit_each_others_cache(engine: LocalEngine) -> None:
+    """The same prompt of another tenant is computed anew, and gets the same answer."""
+    answers = [
+        submit(engine, make_spec(PROMPTS[2]), f"j:{tenant}", tenant=tenant)
+        for tenant in ("ada", "bob")
+    ]
+    for answer in answers:
+        await answer.ended()
+        assert answer.prefilled.cached_tokens == 0
+    assert answers[0].ids == answers[1].ids
+    request = Request("j:eve", make_spec(PROMPTS[2]), tenant="eve")
+    assert await engine.probe(request) == "miss"
+
+
+async def test_a_probe_tells_what_is_cached(engine: LocalEngine) -> None:
+    """All of it, a part or nothing; of what will be refused it tells nothing."""
+    prompt = PROMPTS[2]
+    request, longer = (Request("j:1", make_spec(one)) for one in (prompt, prompt + "y" * 40))
+    assert await engine.probe(request) == "miss"
+    answer = submit(engine, request.spec, "j:1")
+    await answer.ended()
+    assert await engine.probe(request) == "hit"
+    assert await engine.probe(replace(longer, id="j2:1")) == "partial"
+    villain = make_spec(None, messages=(Message("villain", "ha"),))
+    assert not await engine.probe(Request("j3:1", villain))
