@@ -43,6 +43,7 @@ _MALFORMED = (msgspec.MsgspecError, SafetensorError, ValueError, KeyError, struc
 
 def encode(block: StoredBlock) -> bytes:
     """Return the content of the block's file."""
+    block.wait()
     data = block.data.contiguous()
     content = data.view(torch.uint8).numpy().data.cast("B")
     metadata = {

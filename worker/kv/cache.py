@@ -20,6 +20,7 @@ from torch import Tensor
 from worker.kv.blocks import BlockManager, Content
 from worker.kv.chain import extend
 from worker.kv.host import StoredBlock
+from worker.kv.pool import Copied
 from worker.kv.tiers import Tiers
 
 # Blocks that continue the same prefix differently; looking at more would cost more than it finds.
@@ -33,12 +34,12 @@ class Memory(Protocol):
         """Copy one block to another."""
         ...
 
-    def read(self, block: int) -> Tensor:
-        """Return a copy of a block in host memory."""
+    def read(self, block: int) -> Copied:
+        """Begin to copy a block to host memory."""
         ...
 
     def write(self, block: int, data: Tensor) -> None:
-        """Fill a block with what ``read`` returned."""
+        """Fill a block with the data that ``read`` returned."""
         ...
 
 
@@ -290,7 +291,8 @@ class KvCache:
             self._tiers.offer(self._stored(block, content))
 
     def _stored(self, block: int, content: Content) -> StoredBlock:
-        return StoredBlock(content.key, content.parent, content.ids, self._memory.read(block))
+        data, wait = self._memory.read(block)
+        return StoredBlock(content.key, content.parent, content.ids, data, wait)
 
     def _content(self, table: Table, ids: Sequence[int], number: int) -> Content:
         first = number * self.block_tokens

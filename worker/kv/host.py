@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ class StoredBlock:
     parent: BlockKey
     ids: tuple[int, ...]  # fewer than a block has room for if the block is a partial one
     data: Tensor  # [layer, key or value, token, head, dim] in host memory
+    wait: Callable[[], object] = lambda: None  # returns when the data may be read there
 
 
 class HostTier:

@@ -1,7 +1,9 @@
 """The memory of the KV cache on the device: paged blocks, each one contiguous piece of memory."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,17 @@ class KvShape:
         return self.token_bytes * self.block_tokens
 
 
+class Copied(NamedTuple):
+    """A copy of a block in host memory: [layer, key or value, token, head, dim].
+
+    ``wait`` returns when the data is there, in any thread. Another block may be filled with it
+    before that: the device keeps the order.
+    """
+
+    data: Tensor
+    wait: Callable[[], object]
+
+
 class KvPool:
     """All blocks of one device.
 
@@ -49,6 +62,10 @@ class KvPool:
             shape.head_dim,
         )
         self.blocks = _zeros(size, shape.dtype, device)
+        # Copies to host memory run there, beside the model.
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Return views of a layer's keys and values: [block, token of the block, head, dim]."""
@@ -58,13 +75,30 @@ class KvPool:
         """Copy one block to another."""
         self.blocks[target].copy_(self.blocks[source])
 
-    def read(self, block: int) -> Tensor:
-        """Return a copy of a block in host memory: [layer, key or value, token, head, dim]."""
-        return self.blocks[block].to("cpu", copy=True)
+    def read(self, block: int) -> Copied:
+        """Begin to copy a block to host memory.
+
+        A GPU copies into pinned memory beside the model, on a stream of its own; whatever the
+        model writes to the block afterwards waits for that, on the card.
+        """
+        if self._stream is None:
+            return Copied(self.blocks[block].to("cpu", copy=True), _done)
+        data = torch.empty(self.blocks.shape[1:], dtype=self.shape.dtype, pin_memory=True)
+        model = torch.cuda.current_stream(self.blocks.device)
+        self._stream.wait_stream(model)
+        with torch.cuda.stream(self._stream):
+            data.copy_(self.blocks[block], non_blocking=True)
+            copied = self._stream.record_event()
+        model.wait_event(copied)
+        return Copied(data, copied.synchronize)
 
     def write(self, block: int, data: Tensor) -> None:
-        """Fill a block with what ``read`` returned."""
-        self.blocks[block].copy_(data)
+        """Fill a block with the data that ``read`` returned."""
+        self.blocks[block].copy_(data, non_blocking=True)
+
+
+def _done() -> None:
+    """Return: there is nothing to wait for."""
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
