@@ -11,27 +11,27 @@ from worker.engine.vllm import tether as tether_module
 from worker.engine.vllm.tether import Tether
 
 _OWNER = """
-import subprocess, sys, time
+import signal, subprocess, sys
 from worker.engine.vllm.tether import Tether
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 tether = Tether()
 tether.bind([child.pid])
 print("tethered", flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 _FORKING_OWNER = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys
 from worker.engine.vllm.tether import Tether
 tether = Tether()
 forked = os.fork()
 if not forked:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    time.sleep(600)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    signal.pause()
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 tether.bind([child.pid])
 print(forked, flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 
