@@ -1,7 +1,9 @@
 """What breaks in a local engine, and whom it harms."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,6 +21,8 @@ from tests.worker.engine.local.engines import (
 )
 from tests.worker.engine.recorder import DEADLINE_S, LENGTH
 from worker.engine.local.engine import LocalEngine
+from worker.engine.local.intake import Intake
+from worker.engine.local.run import Run
 from worker.engine.protocol import Output, Request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
@@ -41,6 +45,47 @@ async def test_a_failing_forward_pass_ends_its_request_alone(
     assert await good.ended() == LENGTH
     assert good.ids == reference.complete(PROMPTS[0], 24)
     assert await between_steps(engine, lambda: engine._parts.core.scheduler.is_idle)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "request_of"),
+    [
+        (Intake, "prepare", lambda _intake, request, _order: request),
+        (Run, "open", lambda run, _prepared: run.request),
+    ],
+    ids=["in the pool", "on the loop"],
+)
+async def test_a_prompt_that_cannot_be_prepared_ends_its_request_alone(
+    kind: type[Any],
+    method: str,
+    request_of: Callable[..., Request],
+    engine: LocalEngine,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever breaks before the model, its follower hears of it, the others get their answers."""
+    prepare = getattr(kind, method)
+
+    def broken(*args: Any) -> Any:
+        if request_of(*args).id == "j:bad":
+            raise RuntimeError("a bug of ours")
+        return prepare(*args)
+
+    monkeypatch.setattr(kind, method, broken)
+    with capture_logs() as logs:
+        good = submit(engine, make_spec(), "j:good")
+        refused = await submit(engine, make_spec(), "j:bad").refused()
+        assert await good.ended() == LENGTH
+        later = submit(engine, make_spec(PROMPTS[1]), "j:later")
+        assert await later.ended() == LENGTH
+    assert (refused.type, refused.detail) == (
+        "engine-error",
+        "The prompt cannot be prepared: a bug of ours",
+    )
+    assert good.ids == reference.complete(PROMPTS[0], 24)
+    assert later.ids == reference.complete(PROMPTS[1], 24)
+    assert [(log["event"], log["request"]) for log in logs] == [("prompt_failed", "j:bad")]
+    assert (engine.stats().running, engine.stats().waiting) == (0, 0)
 
 
 async def test_a_dead_engine_thread_ends_nobodys_job(engine: LocalEngine) -> None:
