@@ -1,0 +1,128 @@
+"""The trial: a network that is right passes, one that is wrong anywhere does not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.model.fused.models import BLOCK_TOKENS, make_model, make_pool
+from worker.model.batch import Batch, Network
+from worker.model.generic import GenericNetwork
+from worker.model.trial import LENGTH, Trial
+
+torch.set_num_threads(1)  # of small tensors, several threads only wait for each other
+
+ENDS = [20, LENGTH - 1, LENGTH]  # of the parts in which the text is computed
+
+
+class Wrong:
+    """A network whose passes are made with other batches, or have other logits."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        before: Callable[[Batch], Batch] = lambda batch: batch,
+        after: Callable[[Batch, Tensor], Tensor] = lambda _batch, logits: logits,
+    ) -> None:
+        self._network = network
+        self._before = before
+        self._after = after
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the batch, wrongly."""
+        return self._after(batch, self._network.forward(self._before(batch)))
+
+
+@pytest.fixture
+def generic() -> GenericNetwork:
+    """A small Llama over fresh blocks full of NaN: what is not written is not known."""
+    model = make_model("llama")
+    network = GenericNetwork(model.network)
+    with torch.inference_mode():
+        network.measure()
+    network.attach(make_pool(model))
+    return network
+
+
+@pytest.fixture
+def trial(generic: GenericNetwork) -> Trial:
+    """The trial of that network."""
+    assert generic._pool
+    with torch.inference_mode():
+        return Trial(generic, generic._pool)
+
+
+def _passes(trial: Trial, network: Network, *, is_quantized: bool = False) -> bool:
+    with torch.inference_mode():
+        return trial.passes(network, is_quantized=is_quantized)
+
+
+def test_a_network_that_is_right_passes(trial: Trial, generic: GenericNetwork) -> None:
+    """Also twice, over blocks that it has written already."""
+    assert _passes(trial, generic)
+    assert _passes(trial, generic)
+
+
+@pytest.mark.parametrize("place", [0, 19, 20, 33, LENGTH - 2, LENGTH - 1])
+def test_one_token_at_a_wrong_position(trial: Trial, generic: GenericNetwork, place: int) -> None:
+    """It shows in every logit that sees the token."""
+
+    def moved(batch: Batch) -> Batch:
+        return replace(batch, positions=batch.positions + (batch.positions == place) * 3)
+
+    assert not _passes(trial, Wrong(generic, before=moved))
+
+
+@pytest.mark.parametrize("place", [0, BLOCK_TOKENS, LENGTH - 2])
+def test_one_token_in_a_wrong_place(trial: Trial, generic: GenericNetwork, place: int) -> None:
+    """What another token needs is overwritten."""
+
+    def misplaced(batch: Batch) -> Batch:
+        return replace(batch, offsets=batch.offsets ^ (batch.positions == place).long())
+
+    assert not _passes(trial, Wrong(generic, before=misplaced))
+
+
+def test_a_table_in_the_wrong_order(trial: Trial, generic: GenericNetwork) -> None:
+    """The text's blocks are not those that the pool has in this order."""
+
+    def sorted_table(batch: Batch) -> Batch:
+        return replace(batch, tables=batch.tables.sort().values)
+
+    assert not _passes(trial, Wrong(generic, before=sorted_table))
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e3])
+def test_one_wrong_logit(trial: Trial, generic: GenericNetwork, end: int, value: float) -> None:
+    """In whatever part, and NaN too, although it compares as nothing; quantised or not."""
+
+    def spoiled(batch: Batch, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        if batch.max_length == end:
+            logits[0, 3] = value
+        return logits
+
+    for is_quantized in (False, True):
+        assert not _passes(trial, Wrong(generic, after=spoiled), is_quantized=is_quantized)
+
+
+@pytest.mark.parametrize(
+    ("share", "passes"),
+    [(5e-4, (True, True)), (1e-2, (False, True)), (0.7, (False, False))],
+    ids=["rounding", "quantised", "something else"],
+)
+def test_how_much_may_differ(
+    trial: Trial, generic: GenericNetwork, share: float, passes: tuple[bool, bool]
+) -> None:
+    """A float32 model gets little room, quantised weights more, and neither gets any amount."""
+
+    def shifted(_batch: Batch, logits: Tensor) -> Tensor:
+        return logits + share * max(1.0, logits.abs().max().item())
+
+    network = Wrong(generic, after=shifted)
+    found = [_passes(trial, network, is_quantized=is_quantized) for is_quantized in (False, True)]
+    assert tuple(found) == passes
