@@ -1,6 +1,6 @@
 """From a loaded model to one that runs over paged blocks, on the fastest path that can do it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from worker.model import flash
 from worker.model.attention import GatheredAttention, UnsupportedAttention
 from worker.model.batch import Network
 from worker.model.fused.layout import Quantize
-from worker.model.generic import GenericNetwork, UnsupportedModel
+from worker.model.generic import GenericNetwork, LayerShape, UnsupportedModel
 from worker.model.graphs import GraphedNetwork
 from worker.model.loading import LoadedModel
 from worker.model.memory import num_blocks
@@ -28,49 +28,64 @@ _SHIFTING_ROPES = frozenset({"dynamic", "longrope"})
 
 
 @dataclass(frozen=True, slots=True)
+class Path:
+    """A way to run the model. ``build`` may raise where it finds that it cannot."""
+
+    name: str
+    build: Callable[[KvPool], Network]
+    kv_dtype: torch.dtype
+    quantize: Quantize = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class PagedModel:
     """A network and the blocks that it writes to; ``path`` says how it computes."""
 
     network: Network
     pool: KvPool
     num_blocks: int  # of the pool, without the one that nobody reads
-    path: "Path"
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """A way to run the model. ``build`` may raise where it finds that it cannot."""
-
-    name: str
-    build: Callable[[], Network]
-    quantize: Quantize = "none"
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The ways to run one model over one pool."""
+    """The ways to run one model whose layers have KV tensors of one shape."""
 
     generic: GenericNetwork
     model: LoadedModel
-    pool: KvPool
+    layers: Sequence[LayerShape]
     options: EngineOptions
 
-    def choose(self, progress: Progress) -> tuple[Path, Network]:
-        """Return the fastest path that passes the trial, and its network."""
-        trial = Trial(self.generic, self.pool)
+    def choose(self, progress: Progress) -> PagedModel:
+        """Return the model on the fastest path that passes the trial."""
+        pool: KvPool | None = None
         refusals = []
         for path in self._all():
             progress(f"preparing ({path.name})", 0.0)
+            if pool is None or pool.shape.dtype != path.kv_dtype:
+                pool, number = self._make_pool(path.kv_dtype)
+                self.generic.attach(pool)
+                trial = Trial(self.generic, pool)
             try:
-                network = path.build()
+                network = path.build(pool)
                 if trial.passes(network, is_quantized=path.quantize != "none"):
-                    return path, network
+                    return PagedModel(network, pool, number, path)
                 reason = "over paged blocks it computes something else"
             except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             _log.warning("path_refused", path=path.name, reason=reason)
             refusals.append(f"{path.name}: {reason}")
         raise UnsupportedModel("; ".join(refusals))
+
+    def _make_pool(self, dtype: torch.dtype) -> tuple[KvPool, int]:
+        """Return a pool, and how many of its blocks may hold sequences."""
+        is_flash = flash.supports(self.model.device, dtype)
+        block_tokens = flash.BLOCK_TOKENS if is_flash else self.options.block_tokens
+        first = self.layers[0]
+        shape = KvShape(len(self.layers), first.num_heads, first.head_dim, block_tokens, dtype)
+        number = num_blocks(shape, self.model, self.options)
+        least = -(-LENGTH // block_tokens)
+        return KvPool(shape, max(number + 1, least), self.model.device), number
 
     def _all(self) -> Iterator[Path]:
         """Yield the fastest first; who asks for small weights is not given large ones."""
@@ -84,9 +99,9 @@ class Paths:
                 )
             return
         if flash.supports(device, dtype):
-            yield Path("flash, graphs", self._graphed)
-            yield Path("flash", lambda: self.generic.using(flash.FlashAttention))
-        yield Path("generic", lambda: self.generic.using(GatheredAttention))
+            yield Path("flash, graphs", self._graphed, dtype)
+            yield Path("flash", lambda _pool: self.generic.using(flash.FlashAttention), dtype)
+        yield Path("generic", lambda _pool: self.generic.using(GatheredAttention), dtype)
 
     def _fused(self) -> Iterator[Path]:
         # Imported where it is needed: numba takes a second.
@@ -99,18 +114,21 @@ class Paths:
         kinds: tuple[Quantize, ...] = ("int8", "none") if asked == "auto" else (asked,)
         for kind in kinds:
             build = partial(
-                FusedLlama, self.model, self.pool, kind, self.options.cache_dir / "kernels"
+                FusedLlama, self.model, quantize=kind, cache_dir=self.options.cache_dir / "kernels"
             )
-            yield Path("fused" if kind == "none" else f"fused {kind}", build, kind)
+            if kind == "none":
+                yield Path("fused", build, torch.float32)
+            else:
+                yield Path(f"fused {kind}", build, torch.float16, kind)
 
-    def _graphed(self) -> Network:
-        block_tokens = self.pool.shape.block_tokens
+    def _graphed(self, pool: KvPool) -> Network:
+        block_tokens = pool.shape.block_tokens
         max_blocks = -(-self.model.context_len // block_tokens)
         graphed = GraphedNetwork(
             self.generic.using(flash.FlashAttention),
             self.options.capacity,
             max_blocks,
-            self.pool.num_blocks - 1,
+            pool.num_blocks - 1,
         )
         graphed.capture(self.model.device, block_tokens)
         return graphed
@@ -125,22 +143,17 @@ def build_network(model: LoadedModel, options: EngineOptions, progress: Progress
     try:
         with torch.inference_mode():
             generic = GenericNetwork(model.network)
-            shape = _shape(generic, model, options)
-        number = num_blocks(shape, model, options)
-        least = -(-LENGTH // shape.block_tokens)
-        pool = KvPool(shape, max(number + 1, least), model.device)
-        generic.attach(pool)
-        with torch.inference_mode():
-            path, network = Paths(generic, model, pool, options).choose(progress)
+            layers = _layers(generic, model)
+            paged = Paths(generic, model, layers, options).choose(progress)
     except UnsupportedModel as error:
         raise StartupFailed(
             f"{model.name} ({model.network.config.model_type}) cannot be served: {error}. "
             "The engine runs decoder models with plain causal attention."
         ) from error
-    if path.name.startswith("fused"):
+    if paged.path.name.startswith("fused"):
         generic.detach()
-    _log.info("network_ready", path=path.name, blocks=number)
-    return PagedModel(network, pool, number, path)
+    _log.info("network_ready", path=paged.path.name, blocks=paged.num_blocks)
+    return paged
 
 
 def _rope_types(model: LoadedModel) -> frozenset[str]:
@@ -148,7 +161,8 @@ def _rope_types(model: LoadedModel) -> frozenset[str]:
     return frozenset(kind for kind in found if isinstance(kind, str))
 
 
-def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) -> KvShape:
+def _layers(generic: GenericNetwork, model: LoadedModel) -> Sequence[LayerShape]:
+    """Return the shapes of the layers' KV tensors; raises ``UnsupportedModel``."""
     if model.network.config.is_encoder_decoder:
         raise UnsupportedModel("it is an encoder-decoder model")
     if kinds := _rope_types(model) & _SHIFTING_ROPES:
@@ -157,7 +171,4 @@ def _shape(generic: GenericNetwork, model: LoadedModel, options: EngineOptions) 
     layers = generic.measure()
     if len(set(layers)) > 1:
         raise UnsupportedModel("its layers have KV tensors of different sizes")
-    is_flash = flash.supports(model.device, model.dtype)
-    block_tokens = flash.BLOCK_TOKENS if is_flash else options.block_tokens
-    first = layers[0]
-    return KvShape(len(layers), first.num_heads, first.head_dim, block_tokens, model.dtype)
+    return layers

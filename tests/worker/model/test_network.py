@@ -13,6 +13,7 @@ from torch import Tensor
 from common.errors import StartupFailed
 from tests.worker.model.fused.models import make_model
 from worker.engine.options import EngineOptions
+from worker.kv.pool import KvPool
 from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork, LayerShape
 from worker.model.network import PagedModel, Path, Paths, build_network
@@ -97,10 +98,11 @@ def test_what_cannot_be_quantised_is_refused(quantize: str) -> None:
 def test_small_weights_that_cannot_be_built(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for them is told why; who leaves the choice gets others."""
 
-    def build() -> Network:
+    def build(_pool: KvPool) -> Network:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(Paths, "_fused", lambda _paths: iter([Path("fused int8", build, "int8")]))
+    path = Path("fused int8", build, torch.float16, "int8")
+    monkeypatch.setattr(Paths, "_fused", lambda _paths: iter([path]))
     if asked == "auto":
         assert _build(make_model("llama"), quantize=asked).path.name == "generic"
         return
