@@ -6,8 +6,9 @@ import numpy as np
 
 from worker.model.fused.jit import LANES, PANEL, inline
 from worker.model.fused.memory import Grid, floats, longs, shifted
-from worker.model.fused.product import add_floats, multiply_floats
+from worker.model.fused.product import add_floats
 from worker.model.fused.softmax import SPAN, Task, find, first_span, put_row, start_rows, weigh
+from worker.model.fused.tiles import multiply_floats
 
 
 class _Chunk(NamedTuple):
@@ -41,9 +42,8 @@ def attend_chunk(p: Any, out: Any, task: Task, head: int, first: int, last: int)
         count = min(end - place, SPAN)
         _gather_span(p, task, head, (place, count), chunk)
         for column in range(0, SPAN, PANEL):
-            multiply_floats(
-                queries, shifted(keys, 0, column), shifted(scores, 0, column), dim, rows
-            )
+            panel, target = shifted(keys, 0, column), shifted(scores, 0, column)
+            multiply_floats((queries, target), (panel.address, panel.stride, dim), rows)
         for row in range(rows):
             position = positions[first + row // group]
             left = max(0, position - task.window + 1 - place)

@@ -15,7 +15,7 @@ from worker.model.fused.softmax import (
     start_rows,
     weigh,
 )
-from worker.model.fused.tiles import score_tile
+from worker.model.fused.tiles import score
 
 
 @inline
@@ -47,39 +47,22 @@ def attend_token(p: Any, out: Any, task: Task, heads: Any, token: int) -> None:
 
 @inline
 def _score(p: Any, task: Task, heads: Any, span: Any, grids: tuple[Grid, Grid]) -> None:
-    """Multiply the queries with the keys of a span."""
+    """Multiply the queries with the keys of a span; scores behind them are nonsense."""
     (place, count), (queries, scores) = span, grids
     group, width = p.heads // p.kv_heads, p.head_dim * 4
     done = 0
     while done < count:
         run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
         keys = find(p, task, place + done)
+        sizes = (p.head_dim // LANES, -(-run // LANES), p.value_stride)
         for head in range(heads[0], heads[1]):
             row = (head - heads[0]) * group
-            some = Grid(keys + head * width, p.token_stride)
-            _score_run(p, shifted(queries, row, 0), some, shifted(scores, row, done), run)
+            score(
+                (shifted(queries, row, 0), shifted(scores, row, done)),
+                (keys + head * width, p.token_stride, *sizes),
+                group,
+            )
         done += run
-
-
-@inline
-def _score_run(p: Any, queries: Grid, keys: Grid, scores: Grid, run: int) -> None:
-    """Multiply the queries of one group with keys of one block; scores behind them are nonsense."""
-    group = p.heads // p.kv_heads
-    row = 0
-    while row < group:
-        few = min(group - row, 4)
-        some, out = shifted(queries, row, 0), shifted(scores, row, 0)
-        grids = (some.address, some.stride, keys.address, keys.stride, out.address, out.stride)
-        arguments = (*grids, p.head_dim // LANES, -(-run // LANES), p.value_stride)
-        if few == 4:
-            score_tile(arguments, 4)
-        elif few == 3:
-            score_tile(arguments, 3)
-        elif few == 2:
-            score_tile(arguments, 2)
-        else:
-            score_tile(arguments, 1)
-        row += few
 
 
 @inline

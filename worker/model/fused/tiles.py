@@ -1,22 +1,22 @@
-"""Products of a few rows with one panel of packed weights, as LLVM instructions.
+"""Products of rows with one panel of packed weights, as LLVM instructions.
 
 Plain loops do not get there: the compiler would have to find out by itself that a tile of the
 result belongs into registers, and that four bytes at a time are one instruction. Addresses and
-strides are in bytes. ``rows`` is a constant: every number of rows has its own machine code.
+strides are in bytes. A tile has a few rows, and every number of them its own machine code.
 """
 
 from collections.abc import Callable
 from itertools import product
 from typing import Any, Final
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from worker.model.fused.emitter import FLOATS, GROUP, HALVES, INTS, Emitter, Value, cgutils
-from worker.model.fused.jit import LANES
+from worker.model.fused.emitter import FLOATS, GROUP, HALVES, I64, INTS, Emitter, Value, cgutils
+from worker.model.fused.jit import BYTE_ROWS, FLOAT_ROWS, LANES, inline
 
 _VECTORS: Final = 2  # of a panel
+_SCORE_ROWS: Final = 4  # of a tile: keys that are transposed take as many registers as LANES
 _FLOAT_BYTES: Final = 4 * LANES  # of a vector of floats, or of four bytes for each of its lanes
 _HALF_BYTES: Final = 2 * LANES
 # Of a panel, for one group: the nibbles, then scales and minima as half floats.
@@ -39,7 +39,7 @@ def _half_sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
 
 
 def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: bool) -> None:
-    x, x_stride, w, w_stride, out, out_stride, depth = values
+    x, x_stride, out, out_stride, w, w_stride, depth = values
     lines = [e.add(out, e.mul(out_stride, r)) for r in range(rows)]
     sums = e.variables(rows, vectors, FLOATS)
     if keep:
@@ -66,7 +66,7 @@ def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     What is ``soon`` bytes behind each key will be read next: its value. The processor does not
     foresee that; without asking for it, attention read the cache at 4 GB/s instead of 8.
     """
-    q, q_stride, k, k_stride, out, out_stride, depth, tokens, soon = values
+    q, q_stride, out, out_stride, k, k_stride, depth, tokens, soon = values
     sums = e.variables(rows, 1, FLOATS)
     with cgutils.for_range(e.builder, tokens) as loop:
         keys = e.add(k, e.mul(loop.index, e.mul(k_stride, LANES)))
@@ -94,7 +94,7 @@ def _byte_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     Weights are unsigned, 128 too great. ``offsets`` has what makes up for it: -128 times the sum
     of the row's group.
     """
-    x, x_stride, scales, offsets, s_stride, w, w_scales, out, out_stride, groups = values
+    x, x_stride, scales, s_stride, offsets, _, out, out_stride, w, w_scales, groups = values
     sums = e.variables(rows, _VECTORS, FLOATS)
     with cgutils.for_range(e.builder, groups) as loop:
         panel = e.add(w, e.mul(loop.index, GROUP * LANES * _VECTORS))
@@ -124,7 +124,7 @@ def _nibble_tile(e: Emitter, rows: int, values: list[Value]) -> None:
 
     ``minima`` has what the minimum of a column is multiplied with: the sum of the row's group.
     """
-    x, x_stride, scales, minima, s_stride, w, out, out_stride, groups = values
+    x, x_stride, scales, s_stride, minima, _, out, out_stride, w, groups = values
     sums = e.variables(rows, _VECTORS, FLOATS)
     half = GROUP // 8
     with cgutils.for_range(e.builder, groups) as loop:
@@ -155,25 +155,47 @@ def _nibble_tile(e: Emitter, rows: int, values: list[Value]) -> None:
             e.store(e.get(sums[r][v]), line, v * _FLOAT_BYTES)
 
 
-def _intrinsic(emit: Callable[[Emitter, int, list[Value]], None]) -> Any:
-    """Make a function for compiled code of it: integers, the last of them a constant."""
+def _by_rows(emit: Callable[[Emitter, int, list[Value]], None], most: int) -> Any:
+    """Make a function for compiled code that does all rows, ``most`` of them in a tile.
 
-    def typing(_context: Any, values: Any, rows: Any) -> Any:
-        if not isinstance(rows, types.IntegerLiteral):
-            return None
+    It takes the ``Grid``s that advance with the rows, then the integers that are the same for all
+    of them, then the number of rows. ``emit`` gets the addresses and strides of the grids at the
+    first row of the tile, then the integers.
+    """
 
+    def typing(_context: Any, grids: Any, others: Any, row: Any, rows: Any) -> Any:
         def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Value:
-            emit(Emitter(builder), rows.literal_value, cgutils.unpack_tuple(builder, arguments[0]))
-            return ir.Constant(ir.IntType(64), 0)
+            e, values = Emitter(builder), []
+            for grid in cgutils.unpack_tuple(builder, arguments[0]):
+                address, stride = cgutils.unpack_tuple(builder, grid)
+                values += [e.add(address, e.mul(stride, arguments[2])), stride]
+            values += cgutils.unpack_tuple(builder, arguments[1])
+            end = builder.append_basic_block()
+            switch = builder.switch(arguments[3], end)
+            for count in range(1, most + 1):
+                case = builder.append_basic_block()
+                switch.add_case(I64(count), case)
+                builder.position_at_end(case)
+                emit(e, count, values)
+                builder.branch(end)
+            builder.position_at_end(end)
+            return I64(0)
 
-        return types.intp(values, rows), codegen
+        return types.intp(grids, others, row, rows), codegen
 
-    return intrinsic(prefer_literal=True)(typing)
+    tile: Any = intrinsic(typing)
+
+    @inline
+    def run(grids: Any, others: Any, rows: int) -> None:
+        for row in range(0, rows, most):
+            tile(grids, others, row, min(rows - row, most))
+
+    return run
 
 
-float_tile: Any = _intrinsic(_float_tile)
-sum_tile: Any = _intrinsic(_sum_tile)
-half_sum_tile: Any = _intrinsic(_half_sum_tile)
-score_tile: Any = _intrinsic(_score_tile)
-byte_tile: Any = _intrinsic(_byte_tile)
-nibble_tile: Any = _intrinsic(_nibble_tile)
+multiply_floats: Any = _by_rows(_float_tile, FLOAT_ROWS)
+add_panel: Any = _by_rows(_sum_tile, FLOAT_ROWS)
+add_vector: Any = _by_rows(_half_sum_tile, FLOAT_ROWS)
+score: Any = _by_rows(_score_tile, _SCORE_ROWS)
+multiply_bytes: Any = _by_rows(_byte_tile, BYTE_ROWS)
+multiply_nibbles: Any = _by_rows(_nibble_tile, BYTE_ROWS)
