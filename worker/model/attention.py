@@ -1,5 +1,6 @@
 """Attention over a paged KV cache in torch's own operators: it works for every model."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -20,23 +21,26 @@ class UnsupportedAttention(Exception):
     """Attention cannot be computed in this way as the model asks for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer scores keys: softmax of softcap * tanh(scale * query·key / softcap).
+
+    ``scale`` None is 1 / sqrt(dim); ``softcap`` None leaves the products as they are. A token sees
+    the ``window`` last positions, its own included; None: all of them.
+    """
+
+    scale: float | None
+    window: int | None = None
+    softcap: float | None = None
+
+
 class Attention(Protocol):
     """Causal attention of one batch over a layer's blocks; made once per batch, for all layers."""
 
-    def __call__(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         """Return the attention's output [T, heads, dim] for queries of the same shape.
 
-        ``keys`` and ``values`` are a layer's blocks [block, token, key-value heads, dim]. A token
-        sees the ``window`` last positions, its own included; ``softcap`` bounds the scores.
+        ``keys`` and ``values`` are a layer's blocks [block, token, key-value heads, dim].
         """
         ...
 
@@ -61,20 +65,9 @@ class GatheredAttention(Attention):
             for first, last in groups
         ]
 
-    def __call__(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         """Return the attention's output; see ``Attention``."""
-        parts = [
-            group.attend(query, keys, values, scale, window, softcap) for group in self._groups
-        ]
+        parts = [group.attend(query, keys, values, scoring) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -94,25 +87,22 @@ class _Group:
         # By window.
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         heads, dim = query.shape[1:]
         rows = query[self._rows].view(self._num, self._query_len, heads, dim).transpose(1, 2)
         known_keys, known_values = self._gather(keys), self._gather(values)
-        mask = self._mask(window, query.device)
-        if softcap is None:
+        mask = self._mask(scoring.window, query.device)
+        if scoring.softcap is None:
             out = scaled_dot_product_attention(
-                rows, known_keys, known_values, attn_mask=mask, scale=scale, enable_gqa=True
+                rows,
+                known_keys,
+                known_values,
+                attn_mask=mask,
+                scale=scoring.scale,
+                enable_gqa=True,
             )
         else:
-            out = _soft_capped(rows, known_keys, known_values, mask, scale, softcap)
+            out = _soft_capped(rows, known_keys, known_values, mask, scoring)
         return out.transpose(1, 2).reshape(-1, heads, out.shape[-1])
 
     def _gather(self, blocks: Tensor) -> Tensor:
@@ -138,9 +128,11 @@ class _Group:
 
 
 def _soft_capped(
-    rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float | None, softcap: float
+    rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Scoring
 ) -> Tensor:
     """Attention with scores bounded by tanh (Gemma 2, arXiv:2408.00118, section 2)."""
+    scale, softcap = scoring.scale, scoring.softcap
+    assert softcap is not None
     group = rows.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
     scores = rows @ keys.transpose(-1, -2) * (rows.shape[-1] ** -0.5 if scale is None else scale)

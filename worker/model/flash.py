@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn_out
 
-from worker.model.attention import Attention, UnsupportedAttention
+from worker.model.attention import Attention, Scoring, UnsupportedAttention
 from worker.model.batch import Batch
 
 # torch's kernel refuses pages of other sizes.
@@ -23,20 +23,11 @@ class FlashAttention(Attention):
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
-    def __call__(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         """Return the attention's output; see ``Attention``."""
-        if softcap is not None:
+        if scoring.softcap is not None:
             raise UnsupportedAttention("torch's flash attention has no soft cap")
-        batch = self._batch
+        batch, window = self._batch, scoring.window
         out = torch.empty_like(query)
         varlen_attn_out(
             out,
@@ -47,7 +38,7 @@ class FlashAttention(Attention):
             None,
             batch.max_query_len,
             batch.max_length,
-            scale=scale,
+            scale=scoring.scale,
             # (left, right): causal, and the token itself is one of the window's.
             window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=True,

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.kv.pool import KvPool
-from worker.model.attention import Attention, GatheredAttention, store
+from worker.model.attention import Attention, GatheredAttention, Scoring, store
 from worker.model.batch import Batch
 
 _numbers = count()
@@ -139,14 +139,8 @@ class GenericNetwork:
         assert self._attention is not None
         keys, values = self._pool.layer(self._layers[id(module)])
         store(keys, values, self._batch, key[0].transpose(0, 1), value[0].transpose(0, 1))
-        out = self._attention(
-            query[0].transpose(0, 1),
-            keys,
-            values,
-            scale=scaling,
-            window=sliding_window,
-            softcap=softcap,
-        )
+        scoring = Scoring(scaling, sliding_window, softcap)
+        out = self._attention(query[0].transpose(0, 1), keys, values, scoring)
         return out[None], None
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.worker.model.fused.models import Part, make_batch
-from worker.model.attention import GatheredAttention, store
+from worker.model.attention import GatheredAttention, Scoring, store
 
 DIM = 8
 
@@ -20,9 +20,7 @@ class Shape:
     block_tokens: int
     num_kv_heads: int
     group: int
-    window: int | None
-    softcap: float | None
-    scale: float | None
+    scoring: Scoring
 
 
 shapes = st.builds(
@@ -30,9 +28,12 @@ shapes = st.builds(
     block_tokens=st.sampled_from([1, 4, 16]),
     num_kv_heads=st.sampled_from([1, 2]),
     group=st.sampled_from([1, 3]),
-    window=st.sampled_from([None, 1, 3, 100]),
-    softcap=st.sampled_from([None, 0.5, 20.0]),
-    scale=st.sampled_from([None, 0.3]),
+    scoring=st.builds(
+        Scoring,
+        scale=st.sampled_from([None, 0.3]),
+        window=st.sampled_from([None, 1, 3, 100]),
+        softcap=st.sampled_from([None, 0.5, 20.0]),
+    ),
 )
 # Of each sequence: how many tokens it has, and how many of them are new; those that decode first.
 decodes = st.lists(st.tuples(st.integers(1, 30), st.just(1)), max_size=3)
@@ -69,9 +70,7 @@ def test_every_sequence_sees_its_own_past_and_nothing_else(
     batch = make_batch(parts, size)
     queries, new_keys, new_values = (torch.cat(tensors) for tensors in zip(*new, strict=True))
     store(keys, values, batch, new_keys, new_values)
-    found = GatheredAttention(batch)(
-        queries, keys, values, scale=shape.scale, window=shape.window, softcap=shape.softcap
-    )
+    found = GatheredAttention(batch)(queries, keys, values, shape.scoring)
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -79,13 +78,14 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
     """Return the attention of a whole sequence, as the formula has it: [T, heads, dim]."""
     key = key.repeat_interleave(shape.group, 1)
     value = value.repeat_interleave(shape.group, 1)
-    scores = torch.einsum("qhd,khd->hqk", query, key) * (shape.scale or DIM**-0.5)
-    if shape.softcap is not None:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    scoring = shape.scoring
+    scores = torch.einsum("qhd,khd->hqk", query, key) * (scoring.scale or DIM**-0.5)
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
     hidden = distance < 0
-    if shape.window is not None:
-        hidden |= distance >= shape.window
+    if scoring.window is not None:
+        hidden |= distance >= scoring.window
     return torch.einsum(
         "hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(dim=-1), value
     )
