@@ -1,6 +1,5 @@
 """Prompt IDs in a worker: what a job builds on, what it leaves behind, and who gets the next."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -15,12 +14,12 @@ from common.token_ids import pack_ids
 from tests.support.jobs import MODEL, TENANT, read
 from tests.support.waiting import eventually, within
 from tests.worker.conftest import MakeRig
+from tests.worker.deaths import die_holding, hang_at, succeed
 from tests.worker.rig import (
     CutEngine,
     at_rest,
     end_of,
     events_of,
-    hold_at,
     ids_of,
     kinds_of,
     lose_reply,
@@ -156,16 +155,14 @@ async def test_whoever_reads_completed_can_continue(make_rig: MakeRig, backend: 
 async def test_a_take_over_builds_on_the_pinned_base(make_rig: MakeRig, backend: Backend) -> None:
     """Another job committed in between, and the answer goes on as it began."""
     await commit(backend.prompts, "job-before", FIRST.encode())
-    dead = await make_rig(engine=CutEngine(4)).start()
-    more = " And then? [eos=12]"
-    job_id = await hold_at(dead, backend, prompt=None, append=more, prompt_id=CHAT, max_tokens=20)
-    await dead.kill()
+    dead = make_rig(engine=CutEngine(4))
+    more: dict[str, Any] = {"append": " And then? [eos=12]", "max_tokens": 20}
+    job_id = await die_holding(dead, backend, prompt=None, prompt_id=CHAT, **more)
     assert (await read(backend.store, job_id)).base == pack_ids(tuple(FIRST.encode()))
     await commit(backend.prompts, "job-between", b"Something else [eos=1]")
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    living = await succeed(make_rig(), dead)
     end = await end_of(backend, job_id)
-    answer = await undisturbed(JobSpec(MODEL, 20, append=more), tuple(FIRST.encode()))
+    answer = await undisturbed(JobSpec(MODEL, **more), tuple(FIRST.encode()))
     events = await events_of(backend, job_id)
     assert (text_of(events), ids_of(events)) == (answer.text, answer.ids)
     assert (end.kind, end.attempts, end.prompt_version) == ("completed", 2, 3)
@@ -176,12 +173,10 @@ async def test_a_take_over_builds_on_the_pinned_base(make_rig: MakeRig, backend:
 async def test_a_take_over_needs_no_index_any_more(make_rig: MakeRig, backend: Backend) -> None:
     """Forgetting a prompt ID harms no job that has started."""
     await commit(backend.prompts, "job-before", FIRST.encode())
-    dead = await make_rig(engine=CutEngine(4)).start()
-    job_id = await hold_at(dead, backend, prompt=None, append=" [eos=8]", prompt_id=CHAT)
-    await dead.kill()
+    dead = make_rig(engine=CutEngine(4))
+    job_id = await die_holding(dead, backend, prompt=None, append=" [eos=8]", prompt_id=CHAT)
     await backend.prompts.forget(TENANT, CHAT)
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    await succeed(make_rig(), dead)
     end = await end_of(backend, job_id)
     assert (end.kind, end.prompt_version) == ("completed", 1)
 
@@ -223,12 +218,10 @@ async def test_a_take_over_does_not_check_the_version_again(
 ) -> None:
     """What was true at the first start counts."""
     await commit(backend.prompts, "job-1", FIRST.encode())
-    dead = await make_rig(engine=CutEngine(2)).start()
-    job_id = await hold_at(dead, backend, prompt=FIRST, prompt_id=CHAT, if_version=1)
-    await dead.kill()
+    dead = make_rig(engine=CutEngine(2))
+    job_id = await die_holding(dead, backend, prompt=FIRST, prompt_id=CHAT, if_version=1)
     await commit(backend.prompts, "job-2", FIRST.encode())
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    await succeed(make_rig(), dead)
     assert (await end_of(backend, job_id)).kind == "completed"
 
 
@@ -252,21 +245,14 @@ async def test_killed_between_commit_and_end_there_is_one_version(
 ) -> None:
     """The next worker commits the same job again, as the holder."""
     dead = make_rig()
-    is_committed = asyncio.Event()
-
-    async def die(*_args: object) -> None:
-        is_committed.set()
-        await asyncio.Event().wait()
-
-    dead.backend.store.finish = die  # type: ignore[method-assign,assignment]
+    is_committed = hang_at(dead.backend.store, "finish")
     await dead.start()
     job_id = await submit(backend, prompt=FIRST, prompt_id=CHAT, max_tokens=20)
     async with within():
         await is_committed.wait()
     await dead.kill()
     assert (await stored(backend)).version == 1
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    living = await succeed(make_rig(), dead)
     end = await end_of(backend, job_id)
     kept = await stored(backend)
     assert (end.prompt_version, kept.version, kept.worker) == (1, 1, living.worker_id)

@@ -12,7 +12,9 @@ from common.job_store import Append, Outcome
 from common.jobs import JobSpec, JobState
 from tests.support.jobs import MODEL, STOPPED, append, read, start
 from tests.support.servers import Server
+from tests.support.waiting import within
 from tests.worker.conftest import MakeRig
+from tests.worker.deaths import die_holding, hang_at, succeed
 from tests.worker.rig import (
     CutEngine,
     Rig,
@@ -54,12 +56,10 @@ async def test_killed_at_this_token_the_answer_is_whole(
     cut: int, make_rig: MakeRig, backend: Backend
 ) -> None:
     """Text and IDs equal an undisturbed run, numbers are contiguous, and there is one end."""
-    dead = await make_rig(engine=CutEngine(cut)).start()
-    job_id = await hold_at(dead, backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
+    dead = make_rig(engine=CutEngine(cut))
+    job_id = await die_holding(dead, backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
     assert len(ids_of(await events_of(backend, job_id))) == cut
-    await dead.kill()
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    await succeed(make_rig(), dead)
     end = await end_of(backend, job_id)
     answer = await undisturbed(JobSpec(MODEL, MAX_TOKENS, prompt=PROMPT))
     events = await events_of(backend, job_id)
@@ -75,11 +75,9 @@ async def test_killed_at_this_token_every_answer_is_whole(
 ) -> None:
     """Of several answers each goes on where it was, the prompt is echoed once, logprobs fit."""
     options = {"n": 3, "echo": True, "logprobs": 1}
-    dead = await make_rig(engine=CutEngine(cut)).start()
-    job_id = await hold_at(dead, backend, prompt=PROMPT, max_tokens=MAX_TOKENS, **options)
-    await dead.kill()
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    dead = make_rig(engine=CutEngine(cut))
+    job_id = await die_holding(dead, backend, prompt=PROMPT, max_tokens=MAX_TOKENS, **options)
+    await succeed(make_rig(), dead)
     end = await end_of(backend, job_id)
     events = await events_of(backend, job_id)
     for choice, answer in enumerate(emitted_choices(events, 3)):
@@ -129,21 +127,14 @@ async def test_killed_between_finish_and_release_nothing_is_written_twice(
 ) -> None:
     """The end is in the log, the entry is still held: the next worker only releases it."""
     dead = make_rig()
-    is_finished = asyncio.Event()
-
-    async def die(*_args: object) -> bool:
-        is_finished.set()
-        await asyncio.Event().wait()
-        return False
-
-    dead.backend.lanes.release = die  # type: ignore[method-assign,assignment]
+    is_finished = hang_at(dead.backend.lanes, "release")
     await dead.start()
     job_id = await submit(backend)
-    await is_finished.wait()
+    async with within():
+        await is_finished.wait()
     await dead.kill()
     before = await backend.store.log(job_id)
-    living = await make_rig().start()
-    await living.bury(dead.worker_id)
+    await succeed(make_rig(), dead)
     await at_rest(backend)
     assert await backend.store.log(job_id) == before
     assert (await end_of(backend, job_id)).attempts == 1
@@ -151,17 +142,14 @@ async def test_killed_between_finish_and_release_nothing_is_written_twice(
 
 async def test_two_workers_in_a_row_may_die(make_rig: MakeRig, backend: Backend) -> None:
     """The third goes on after what both have logged."""
-    first = await make_rig(engine=CutEngine(4)).start()
-    job_id = await hold_at(first, backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
-    await first.kill()
-    second = await make_rig(engine=CutEngine(3)).start()
-    await second.bury(first.worker_id)
+    first = make_rig(engine=CutEngine(4))
+    job_id = await die_holding(first, backend, prompt=PROMPT, max_tokens=MAX_TOKENS)
+    second = await succeed(make_rig(engine=CutEngine(3)), first)
     await until(lambda: job_id in second.publisher.attempts)
     log = second.publisher.attempts[job_id]
     await until(lambda: log.is_sent and len(log.payloads) > 4 and log._pending.num_ids == 7)
     await second.kill()
-    third = await make_rig().start()
-    await third.bury(second.worker_id)
+    await succeed(make_rig(), second)
     end = await end_of(backend, job_id)
     assert (end.attempts, end.usage.completion_tokens) == (3, NUM_TOKENS)
     assert text_of(await events_of(backend, job_id)) == await answer_to(backend, job_id)
@@ -195,8 +183,7 @@ async def thawed_zombie(make_rig: MakeRig, backend: Backend) -> tuple[Rig, str, 
         log.take(Delta((n,), "zombie"))
         log.unsent()
     append = Append(job_id, log.grant.epoch, log.confirmed, log.unsent())
-    living = await make_rig(engine=CutEngine(2)).start()
-    await living.bury(zombie.worker_id)
+    living = await succeed(make_rig(engine=CutEngine(2)), zombie)
     await until(lambda: job_id in living.publisher.attempts)
     return zombie, job_id, [append]
 
