@@ -15,6 +15,7 @@ torch.set_num_threads(1)  # of small tensors, several threads only wait for each
 def test_the_same_weights_have_the_same_fingerprint() -> None:
     """Whatever the model is called, so that a restarted worker finds its blocks again."""
     one, other = make_model("qwen2"), make_model("qwen2")
+    other.network.config._name_or_path = "/elsewhere"
     assert fingerprint(one) == fingerprint(replace(other, name="renamed"))
 
 
@@ -41,10 +42,12 @@ def test_every_weight_counts() -> None:
         ("llama", {"num_hidden_layers": 2}),
         ("llama", {"num_key_value_heads": 3}),
         ("llama", {"vocab_size": 330}),
+        ("llama", {"rms_norm_eps": 1e-2}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
     ],
 )
 def test_another_architecture_is_another_model(family: str, changes: dict[str, Any]) -> None:
-    """Its kind and the shapes of its weights count too."""
+    """Its kind, the shapes of its weights and whatever it computes with count too."""
     assert fingerprint(make_model(family, **changes)) != fingerprint(make_model("llama"))
 
 

@@ -86,6 +86,19 @@ def test_one_token_in_a_wrong_place(trial: Trial, generic: GenericNetwork, place
     assert not _passes(trial, Wrong(generic, before=misplaced))
 
 
+def test_what_is_not_stored_is_missed(trial: Trial, generic: GenericNetwork) -> None:
+    """Even when the path before had stored it in the same place."""
+    assert _passes(trial, generic)
+
+    def unstored(batch: Batch) -> Batch:
+        place = (batch.blocks[:1], batch.offsets[:1])  # all are written there, the last one stays
+        is_prompt = len(batch.ids) > 1
+        blocks, offsets = (part.expand(len(batch.ids)) for part in place)
+        return replace(batch, blocks=blocks, offsets=offsets) if is_prompt else batch
+
+    assert not _passes(trial, Wrong(generic, before=unstored))
+
+
 def test_a_table_in_the_wrong_order(trial: Trial, generic: GenericNetwork) -> None:
     """The text's blocks are not those that the pool has in this order."""
 
