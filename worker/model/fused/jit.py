@@ -1,6 +1,8 @@
 """Compiling Python functions to machine code, and what this processor can do."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -40,13 +42,32 @@ def inline(function: Function) -> Function:
 def compile_entry(function: Callable[[Any], None], cache_dir: Path | None) -> int:
     """Compile a function of one pointer and all that it calls; return its address.
 
-    The machine code is kept in the directory, if one is given.
+    The machine code is kept in the directory, if one is given, and then it is always the kept code
+    that runs: in the process that compiles, some calls go to copies that were optimised by
+    themselves and add in another order, and two workers would not make the same bits.
     """
-    if cache_dir is not None:
-        vars(numba.config)["CACHE_DIR"] = str(cache_dir / f"kernels-{_source_digest()}")
+    if cache_dir is None:
+        return _compile(function, None)
+    directory = cache_dir / f"kernels-{_source_digest()}"
+    if not any(directory.rglob("*.nbi")):
+        name = f"from {function.__module__} import {function.__name__} as function"
+        code = f"{name}; from {__name__} import keep; keep(function, {str(directory)!r})"
+        # If that fails, this process compiles for itself.
+        subprocess.run([sys.executable, "-c", code], check=False)  # noqa: S603 - our own code
+    return _compile(function, directory)
+
+
+def keep(function: Callable[[Any], None], directory: str) -> None:
+    """Compile a function, for the processes that come later."""
+    _compile(function, Path(directory))
+
+
+def _compile(function: Callable[[Any], None], directory: Path | None) -> int:
+    if directory is not None:
+        vars(numba.config)["CACHE_DIR"] = str(directory)
     signature = types.void(types.voidptr)
     compiled = numba.cfunc(
-        signature, cache=cache_dir is not None, fastmath=_FAST_MATH, error_model="numpy"
+        signature, cache=directory is not None, fastmath=_FAST_MATH, error_model="numpy"
     )
     return cast("int", compiled(function).address)
 

@@ -1,0 +1,42 @@
+"""Compiled functions: it is the kept machine code that runs, also where it was just compiled."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from worker.model.fused.jit import compile_entry
+from worker.model.fused.memory import carray
+
+
+def double(data: Any) -> None:
+    """Double a float."""
+    number = carray(data, (1,), np.float32)
+    number[0] *= 2
+
+
+def _doubled(address: int) -> float:
+    number = ctypes.c_float(21)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(number))
+    return number.value
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_another_process_compiles_what_is_kept(tmp_path: Path, *, is_kept: bool) -> None:
+    """Once; who keeps nothing compiles for itself."""
+    cache_dir = tmp_path if is_kept else None
+    with patch.object(subprocess, "run", side_effect=subprocess.run) as run:
+        assert _doubled(compile_entry(double, cache_dir)) == 42
+        assert _doubled(compile_entry(double, cache_dir)) == 42
+    assert run.call_count == is_kept
+    assert any(tmp_path.rglob("*.nbc")) == is_kept
+
+
+def test_without_another_process_it_compiles_too(tmp_path: Path) -> None:
+    """A machine that cannot start one more is slower, not broken."""
+    with patch.object(subprocess, "run"):
+        assert _doubled(compile_entry(double, tmp_path)) == 42
