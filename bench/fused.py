@@ -11,7 +11,7 @@ from worker.kv.pool import KvPool, KvShape
 from worker.model.batch import Batch
 from worker.model.checkpoint import find_checkpoint
 from worker.model.fused.layout import Quantize
-from worker.model.fused.llama import FusedLlama
+from worker.model.fused.llama import KV_DTYPES, FusedLlama
 from worker.model.loading import LoadedModel, load_model
 
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")
@@ -30,7 +30,7 @@ def fuse(model: LoadedModel, quantize: Quantize, num_tokens: int) -> FusedLlama:
     config = model.network.config
     head_dim = model.network.model.layers[0].self_attn.head_dim
     heads = config.num_key_value_heads
-    shape = KvShape(config.num_hidden_layers, heads, head_dim, _BLOCK_TOKENS, torch.float32)
+    shape = KvShape(config.num_hidden_layers, heads, head_dim, _BLOCK_TOKENS, KV_DTYPES[quantize])
     pool = KvPool(shape, -(-num_tokens // _BLOCK_TOKENS) + 1, torch.device("cpu"))
     # Zeros that nobody wrote are all one page of memory, and in the processor's cache.
     pool.blocks.normal_()

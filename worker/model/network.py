@@ -105,7 +105,7 @@ class Paths:
 
     def _fused(self) -> Iterator[Path]:
         # Imported where it is needed: numba takes a second.
-        from worker.model.fused.llama import FusedLlama  # noqa: PLC0415
+        from worker.model.fused.llama import KV_DTYPES, FusedLlama  # noqa: PLC0415
         from worker.model.fused.weights import supports  # noqa: PLC0415
 
         if not supports(self.model.network):
@@ -116,10 +116,8 @@ class Paths:
             build = partial(
                 FusedLlama, self.model, quantize=kind, cache_dir=self.options.cache_dir / "kernels"
             )
-            if kind == "none":
-                yield Path("fused", build, torch.float32)
-            else:
-                yield Path(f"fused {kind}", build, torch.float16, kind)
+            name = "fused" if kind == "none" else f"fused {kind}"
+            yield Path(name, build, KV_DTYPES[kind], kind)
 
     def _graphed(self, pool: KvPool) -> Network:
         block_tokens = pool.shape.block_tokens

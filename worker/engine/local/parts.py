@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from common.registry import KvCacheInfo
 from worker.engine.local.core import EngineCore
 from worker.engine.local.intake import Intake, Limits
@@ -116,7 +118,7 @@ def read_parts(
     info = EngineInfo(
         model=model.name,
         device=str(model.device),
-        dtype=_dtype(model) if paged.path.quantize == "none" else paged.path.quantize,
+        dtype=_name(model.dtype) if paged.path.quantize == "none" else paged.path.quantize,
         context_len=min(limits.context_len, limits.cache_tokens),
         capacity=options.capacity,
     )
@@ -142,12 +144,12 @@ def _limits(model: LoadedModel, paged: PagedModel) -> Limits:
         block_tokens=block_tokens,
         fingerprint=fingerprint(model),
         # Quantised weights make other KV tensors.
-        dtype=f"{_dtype(model)} {paged.path.name}",
+        dtype=f"{_name(paged.pool.shape.dtype)} {paged.path.name}",
     )
 
 
-def _dtype(model: LoadedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _tiers(options: EngineOptions, limits: Limits, pool: KvPool) -> Tiers | None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worker.model.fused.jit import LANES, PANEL, inline
+from worker.model.fused.kv_numbers import load
 from worker.model.fused.memory import Grid, floats, longs, shifted
 from worker.model.fused.product import add_floats
 from worker.model.fused.softmax import SPAN, Task, find, first_span, put_row, start_rows, weigh
@@ -71,16 +72,16 @@ def _gather_queries(p: Any, head: int, first: int, last: int, queries: Grid) -> 
 def _gather_span(p: Any, task: Task, head: int, span: Any, chunk: _Chunk) -> None:
     """Copy values, and keys as columns; columns behind the last token are zero."""
     place, count = span
-    dim, wide = p.head_dim, chunk.values.stride // 4
+    dim = p.head_dim
     columns = floats(chunk.keys.address, dim * SPAN)
-    lines = floats(chunk.values.address, SPAN * wide)
     for i in range(count):
-        at = find(p, task, place + i) + head * dim * 4
-        key, value = floats(at, dim), floats(at + p.value_stride, dim)
+        at = find(p, task, place + i) + head * dim * p.kv_bytes
+        line = shifted(chunk.values, i, 0).address
+        key = floats(line, dim)  # it lies there until the value comes
+        load(p, at, line, dim)
         for d in range(dim):
             columns[d * SPAN + i] = key[d]
-        for d in range(dim):
-            lines[i * wide + d] = value[d]
+        load(p, at + p.value_stride, line, dim)
     for i in range(count, SPAN):
         for d in range(dim):
             columns[d * SPAN + i] = np.float32(0.0)

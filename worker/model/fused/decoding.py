@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from worker.model.fused.jit import LANES, inline
+from worker.model.fused.jit import LANES, PANEL, inline
 from worker.model.fused.memory import Grid, floats, longs, shifted
-from worker.model.fused.product import add_floats
 from worker.model.fused.softmax import (
     SPAN,
     State,
@@ -15,7 +14,7 @@ from worker.model.fused.softmax import (
     start_rows,
     weigh,
 )
-from worker.model.fused.tiles import score
+from worker.model.fused.tiles import add_half_panel, add_panel, score, score_halves
 
 
 @inline
@@ -49,7 +48,7 @@ def attend_token(p: Any, out: Any, task: Task, heads: Any, token: int) -> None:
 def _score(p: Any, task: Task, heads: Any, span: Any, grids: tuple[Grid, Grid]) -> None:
     """Multiply the queries with the keys of a span; scores behind them are nonsense."""
     (place, count), (queries, scores) = span, grids
-    group, width = p.heads // p.kv_heads, p.head_dim * 4
+    group, width = p.heads // p.kv_heads, p.head_dim * p.kv_bytes
     done = 0
     while done < count:
         run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
@@ -57,11 +56,11 @@ def _score(p: Any, task: Task, heads: Any, span: Any, grids: tuple[Grid, Grid]) 
         sizes = (p.head_dim // LANES, -(-run // LANES), p.value_stride)
         for head in range(heads[0], heads[1]):
             row = (head - heads[0]) * group
-            score(
-                (shifted(queries, row, 0), shifted(scores, row, done)),
-                (keys + head * width, p.token_stride, *sizes),
-                group,
-            )
+            grids = (shifted(queries, row, 0), shifted(scores, row, done))
+            if p.kv_bytes == 2:
+                score_halves(grids, (keys + head * width, p.token_stride, *sizes), group)
+            else:
+                score(grids, (keys + head * width, p.token_stride, *sizes), group)
         done += run
 
 
@@ -73,10 +72,15 @@ def _sum(p: Any, task: Task, heads: Any, span: Any, rows: tuple[Grid, State]) ->
     done = 0
     while done < count:
         run = min(count - done, p.block_tokens - (place + done) % p.block_tokens)
-        values = Grid(find(p, task, place + done) + p.value_stride, p.token_stride)
+        values = find(p, task, place + done) + p.value_stride
         for head in range(heads[0], heads[1]):
             row = (head - heads[0]) * group
-            some = shifted(values, 0, head * p.head_dim)
             x, out = shifted(scores, row, done), shifted(state.sums, row, 0)
-            add_floats(x, some, out, (run, group), p.head_dim)
+            for column in range(0, p.head_dim, PANEL):
+                grids = (x, shifted(out, 0, column))
+                some = values + (head * p.head_dim + column) * p.kv_bytes
+                if p.kv_bytes == 2:
+                    add_half_panel(grids, (some, p.token_stride, run), group)
+                else:
+                    add_panel(grids, (some, p.token_stride, run), group)
         done += run

@@ -12,8 +12,9 @@ GROUP: Final = 32  # numbers of a row that share a scale; the groups of GGUF's Q
 
 I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 FLOAT: Final = ir.FloatType()
+HALF: Final = ir.HalfType()
 FLOATS: Final = ir.VectorType(FLOAT, LANES)
-HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
+HALVES: Final = ir.VectorType(HALF, LANES)
 INTS: Final = ir.VectorType(I32, LANES)
 _WORDS: Final = ir.VectorType(ir.IntType(16), 2 * LANES)
 

@@ -44,8 +44,8 @@ PASS: Final = _record(
     # the batch
     " tokens wanted sequences table_width block_tokens ids positions blocks offsets starts tables"
     " rows"
-    # the cache: bytes from one block to the next, and so on; from a key to its value
-    " pool block_stride layer_stride value_stride token_stride"
+    # the cache: bytes of a number; from one block to the next, and so on; from a key to its value
+    " pool kv_bytes block_stride layer_stride value_stride token_stride"
     # buffers
     " stream inputs scratch scratch_bytes angles qkv_out qkv_width hidden_out hidden_width"
     " inner_out inner_width logits"

@@ -25,6 +25,14 @@ from worker.model.loading import LoadedModel
 
 Array = NDArray[Any]
 
+# Weights that are rounded to bytes are not worth a cache of four bytes a number, which is what
+# decoding many sequences spends half of its time on.
+KV_DTYPES: Final[dict[Quantize, torch.dtype]] = {
+    "none": torch.float32,
+    "int8": torch.float16,
+    "int4": torch.float16,
+}
+
 _MIN_ROWS: Final = 64
 
 
@@ -45,7 +53,7 @@ class FusedLlama:
     ) -> None:
         team = find_team()
         assert team is not None
-        assert pool.blocks.dtype == torch.float32
+        assert pool.blocks.dtype in KV_DTYPES.values()
         config = model.network.config
         self._team = team
         self._work = _compile(cache_dir)
@@ -118,13 +126,15 @@ class FusedLlama:
 
     def _set_pool(self, pool: KvPool) -> None:
         block, layer, value, token, _head, _dim = pool.blocks.stride()
+        size = pool.blocks.itemsize
         self._set(
             block_tokens=pool.shape.block_tokens,
             pool=pool.blocks.data_ptr(),
-            block_stride=block * 4,
-            layer_stride=layer * 4,
-            value_stride=value * 4,
-            token_stride=token * 4,
+            kv_bytes=size,
+            block_stride=block * size,
+            layer_stride=layer * size,
+            value_stride=value * size,
+            token_stride=token * size,
         )
 
     def _reserve(self, tokens: int, threads: int) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from worker.model.fused.attention import attend
 from worker.model.fused.jit import inline
+from worker.model.fused.kv_numbers import store
 from worker.model.fused.layout import LAYER, LINEAR, PASS, ROWS
 from worker.model.fused.memory import call, carray, floats, longs, pointer
 from worker.model.fused.product import multiply
@@ -122,15 +123,8 @@ def _place(p: Any, vector: Any, layer: int, first: int, last: int) -> None:
         )
         count = p.kv_heads * p.head_dim
         source = line + p.heads * width
-        _copy(source, target, count)
-        _copy(source + count * 4, target + p.value_stride, count)
-
-
-@inline
-def _copy(source: int, target: int, count: int) -> None:
-    numbers, out = floats(source, count), floats(target, count)
-    for i in range(count):
-        out[i] = numbers[i]
+        store(p, source, target, count)
+        store(p, source + count * 4, target + p.value_stride, count)
 
 
 @inline

@@ -19,27 +19,36 @@ _VECTORS: Final = 2  # of a panel
 _SCORE_ROWS: Final = 4  # of a tile: keys that are transposed take as many registers as LANES
 _FLOAT_BYTES: Final = 4 * LANES  # of a vector of floats, or of four bytes for each of its lanes
 _HALF_BYTES: Final = 2 * LANES
+_BYTES: Final = {FLOATS: _FLOAT_BYTES, HALVES: _HALF_BYTES}
 # Of a panel, for one group: the nibbles, then scales and minima as half floats.
 NIBBLE_GROUP_BYTES: Final = _VECTORS * (GROUP // 8 * _FLOAT_BYTES + 2 * _HALF_BYTES)
 
 
 def _float_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     """out[r, n] = sum over k of x[r, k] * w[k, n]."""
-    _floats(e, rows, _VECTORS, values, keep=False)
+    _floats(e, (rows, _VECTORS), values, keep=False)
 
 
 def _sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     """Add to out[r, n]: sum over k of x[r, k] * w[k, n]."""
-    _floats(e, rows, _VECTORS, values, keep=True)
+    _floats(e, (rows, _VECTORS), values)
 
 
 def _half_sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Do the same with half floats in w."""
+    _floats(e, (rows, _VECTORS), values, kind=HALVES)
+
+
+def _vector_sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     """Do the same for the columns of one vector."""
-    _floats(e, rows, 1, values, keep=True)
+    _floats(e, (rows, 1), values)
 
 
-def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: bool) -> None:
+def _floats(
+    e: Emitter, size: tuple[int, int], values: list[Value], *, keep: bool = True, kind: Any = FLOATS
+) -> None:
     x, x_stride, out, out_stride, w, w_stride, depth = values
+    rows, vectors = size
     lines = [e.add(out, e.mul(out_stride, r)) for r in range(rows)]
     sums = e.variables(rows, vectors, FLOATS)
     if keep:
@@ -47,7 +56,7 @@ def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: b
             e.put(sums[r][v], e.load(FLOATS, lines[r], v * _FLOAT_BYTES))
     with cgutils.for_range(e.builder, depth) as loop:
         line = e.add(w, e.mul(loop.index, w_stride))
-        weights = [e.load(FLOATS, line, v * _FLOAT_BYTES) for v in range(vectors)]
+        weights = [_load(e, kind, line, v * _BYTES[kind]) for v in range(vectors)]
         column = e.add(x, e.mul(loop.index, 4))
         for r in range(rows):
             number = e.splat_float(e.add(column, e.mul(x_stride, r)))
@@ -55,6 +64,11 @@ def _floats(e: Emitter, rows: int, vectors: int, values: list[Value], *, keep: b
                 e.put(sums[r][v], e.fma(number, weights[v], e.get(sums[r][v])))
     for r, v in product(range(rows), range(vectors)):
         e.store(e.get(sums[r][v]), lines[r], v * _FLOAT_BYTES)
+
+
+def _load(e: Emitter, kind: Any, address: Value, offset: int = 0) -> Value:
+    numbers = e.load(kind, address, offset)
+    return e.widen(numbers) if kind is HALVES else numbers
 
 
 def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
@@ -66,6 +80,15 @@ def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     What is ``soon`` bytes behind each key will be read next: its value. The processor does not
     foresee that; without asking for it, attention read the cache at 4 GB/s instead of 8.
     """
+    _scores(e, rows, values, FLOATS)
+
+
+def _half_score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Do the same with half floats in k."""
+    _scores(e, rows, values, HALVES)
+
+
+def _scores(e: Emitter, rows: int, values: list[Value], kind: Any) -> None:
     q, q_stride, out, out_stride, k, k_stride, depth, tokens, soon = values
     sums = e.variables(rows, 1, FLOATS)
     with cgutils.for_range(e.builder, tokens) as loop:
@@ -74,15 +97,16 @@ def _score_tile(e: Emitter, rows: int, values: list[Value]) -> None:
             e.put(total, e.zero(FLOATS))
         with cgutils.for_range(e.builder, depth) as inner:
             place = e.mul(inner.index, _FLOAT_BYTES)
+            column = e.add(keys, e.mul(inner.index, _BYTES[kind]))
             lines = []
             for t in range(LANES):
-                line = e.sum(keys, place, e.mul(k_stride, t))
+                line = e.add(column, e.mul(k_stride, t))
                 e.prefetch(e.add(line, soon))
-                lines.append(e.load(FLOATS, line))
-            for d, column in enumerate(e.transpose(lines)):
+                lines.append(_load(e, kind, line))
+            for d, numbers in enumerate(e.transpose(lines)):
                 for r, (total,) in enumerate(sums):
                     number = e.splat_float(e.sum(q, place, e.mul(q_stride, r), 4 * d))
-                    e.put(total, e.fma(number, column, e.get(total)))
+                    e.put(total, e.fma(number, numbers, e.get(total)))
         for r, (total,) in enumerate(sums):
             line = e.sum(out, e.mul(out_stride, r), e.mul(loop.index, _FLOAT_BYTES))
             e.store(e.get(total), line)
@@ -195,7 +219,9 @@ def _by_rows(emit: Callable[[Emitter, int, list[Value]], None], most: int) -> An
 
 multiply_floats: Any = _by_rows(_float_tile, FLOAT_ROWS)
 add_panel: Any = _by_rows(_sum_tile, FLOAT_ROWS)
-add_vector: Any = _by_rows(_half_sum_tile, FLOAT_ROWS)
+add_vector: Any = _by_rows(_vector_sum_tile, FLOAT_ROWS)
+add_half_panel: Any = _by_rows(_half_sum_tile, FLOAT_ROWS)
 score: Any = _by_rows(_score_tile, _SCORE_ROWS)
+score_halves: Any = _by_rows(_half_score_tile, _SCORE_ROWS)
 multiply_bytes: Any = _by_rows(_byte_tile, BYTE_ROWS)
 multiply_nibbles: Any = _by_rows(_nibble_tile, BYTE_ROWS)

@@ -61,7 +61,9 @@ def make_model(family: str, **changes: Any) -> LoadedModel:
     )
 
 
-def make_pool(model: LoadedModel, block_tokens: int = BLOCK_TOKENS) -> KvPool:
+def make_pool(
+    model: LoadedModel, block_tokens: int = BLOCK_TOKENS, dtype: torch.dtype = torch.float32
+) -> KvPool:
     """Return a pool full of NaN: what is read before it is written shows."""
     config = model.network.config
     head_dim = model.network.model.layers[0].self_attn.head_dim
@@ -70,7 +72,7 @@ def make_pool(model: LoadedModel, block_tokens: int = BLOCK_TOKENS) -> KvPool:
         config.num_key_value_heads,
         head_dim,
         block_tokens,
-        torch.float32,
+        dtype,
     )
     pool = KvPool(shape, NUM_BLOCKS * BLOCK_TOKENS // block_tokens, torch.device("cpu"))
     pool.blocks.fill_(float("nan"))

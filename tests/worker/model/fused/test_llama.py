@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from tests.worker.model.fused.models import (
     random_ids,
 )
 from worker.model.fused.layout import Quantize
-from worker.model.fused.llama import FusedLlama
+from worker.model.fused.llama import KV_DTYPES, FusedLlama
 from worker.model.fused.weights import supports
 
 _TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
@@ -91,7 +90,10 @@ def test_rows_do_not_depend_on_their_neighbours(quantize: Quantize) -> None:
         for seed, (start, end) in enumerate(lengths)
     ]
     parts = [Part(*sequence) for sequence in sequences]
-    alone, together = (FusedLlama(model, make_pool(model), quantize, KERNELS) for _ in range(2))
+    alone, together = (
+        FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
+        for _ in range(2)
+    )
     for fused in (alone, together):
         for part in parts:
             if part.start:
@@ -118,7 +120,7 @@ def test_rows_do_not_depend_on_how_they_are_cut(
     ids = random_ids(150, seed=2)
 
     def logits_of(cuts: Sequence[int]) -> Tensor:
-        fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
+        fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
         parts = [Part(ids, start, end, _TABLE) for start, end in pairwise(cuts)]
         return torch.cat([fused.forward(make_batch([part])) for part in parts])
 
@@ -144,7 +146,7 @@ def test_quantised_logits_are_close(quantize: Quantize, least: float) -> None:
     """Random weights are the worst case: nothing of them is a rounding error to begin with."""
     model = make_model("qwen2", hidden_size=192, intermediate_size=384, initializer_range=0.05)
     ids = random_ids(60, seed=6)
-    fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
+    fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
     logits = fused.forward(make_batch([Part(ids, 0, 60, _TABLE)]))
     assert torch.cosine_similarity(logits, expect(model, ids), dim=-1).min() > least
 
@@ -162,12 +164,24 @@ def test_only_the_wanted_rows_come_back() -> None:
         assert torch.equal(few, every[chosen])
 
 
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 64, "hidden_size": 192}])
+def test_a_cache_of_half_floats(changes: dict[str, Any]) -> None:
+    """It rounds keys and values, in chunks and in single tokens, and nothing else."""
+    model = make_model("llama", initializer_range=0.05, **changes)
+    ids = random_ids(120, seed=12)
+    fused = FusedLlama(model, make_pool(model, dtype=torch.float16), "none", KERNELS)
+    parts = [Part(ids, start, end, _TABLE) for start, end in ((0, 100), (100, 119), (119, 120))]
+    logits = torch.cat([fused.forward(make_batch([part])) for part in parts])
+    expected = expect(model, ids)
+    assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 def test_a_broken_weight_shows(quantize: Quantize) -> None:
     """NaN goes through to the logits; quantisation does not make a number of it."""
     model = make_model("llama")
     model.network.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
-    fused = FusedLlama(model, make_pool(model), quantize, KERNELS)
+    fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
     logits = fused.forward(make_batch([Part(random_ids(20, seed=9), 0, 20, _TABLE)]))
     assert not torch.isfinite(logits).any()
 
@@ -194,16 +208,16 @@ features = binding.get_host_cpu_features()
 for name in sys.argv[2].split(","):
     features[name] = False
 binding.get_host_cpu_features = lambda: features
-import pathlib
 import torch
 from tests.worker.model.fused.models import Part, expect, make_batch, make_model, make_pool
 from worker.model.fused.jit import DOT
-from worker.model.fused.llama import FusedLlama
+from worker.model.fused.llama import KV_DTYPES, FusedLlama
 assert DOT == sys.argv[1], DOT
 ids = list(range(3, 40))
 model = make_model("qwen3", hidden_size=192, initializer_range=0.05)
 for quantize, least in (("none", 0.99999), ("int8", 0.995), ("int4", 0.85)):
-    fused = FusedLlama(model, make_pool(model), quantize, pathlib.Path(sys.argv[3]))
+    pool = make_pool(model, dtype=KV_DTYPES[quantize])
+    fused = FusedLlama(model, pool, quantize)
     parts = [(0, 35), (35, 36), (36, 37)]
     logits = [fused.forward(make_batch([Part(ids, *part, [4, 2, 7])])) for part in parts]
     cosine = torch.cosine_similarity(torch.cat(logits), expect(model, ids), dim=-1)
@@ -215,7 +229,7 @@ for quantize, least in (("none", 0.99999), ("int8", 0.995), ("int4", 0.85)):
     ("dot", "missing"),
     [("madd", "avx512f,avxvnni"), ("plain", "avx512f,avxvnni,avx2")],
 )
-def test_older_processors(dot: str, missing: str, tmp_path: Path) -> None:
+def test_older_processors(dot: str, missing: str) -> None:
     """Without the newest instructions the logits are the same."""
-    code = [sys.executable, "-c", _OLD_PROCESSOR, dot, missing, str(tmp_path)]
+    code = [sys.executable, "-c", _OLD_PROCESSOR, dot, missing]
     subprocess.run(code, check=True, timeout=100)
