@@ -18,6 +18,7 @@ from common.errors import StartupFailed
 from worker.engine.daemon import in_daemon
 from worker.engine.local.made import Made, Outcome
 from worker.engine.local.run import Run
+from worker.engine.local.watchdog import NUM_LOOKS, Watchdog
 from worker.engine.meter import Meter
 from worker.engine.options import EngineOptions
 from worker.engine.outlet import Outlet
@@ -139,9 +140,9 @@ class LocalEngine:
 
     async def _watch(self) -> None:
         """End an engine whose step does not end: its jobs are another worker's then."""
-        limit_s = self._options.watchdog_s
-        while self._parts.thread.stalled_s < limit_s:  # noqa: ASYNC110 - time itself is awaited
-            await asyncio.sleep(limit_s / 10)
+        limit_s, watchdog = self._options.watchdog_s, Watchdog()
+        while not watchdog.look(self._parts.thread.busy_since):
+            await asyncio.sleep(limit_s / NUM_LOOKS)
         self._outlet.fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
 
     def _on_prepared(self, run: Run, preparing: "asyncio.Future[Prepared | Refused]") -> None:

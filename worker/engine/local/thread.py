@@ -42,10 +42,9 @@ class EngineThread:
         self._busy_since = 0.0
 
     @property
-    def stalled_s(self) -> float:
-        """For how long the thread has been at one step or command; for any thread."""
-        began = self._busy_since
-        return time.monotonic() - began if began else 0.0
+    def busy_since(self) -> float:
+        """When the current step or command began, 0 between them; for any thread."""
+        return self._busy_since
 
     def post(self, command: Command) -> None:
         """Give a command, from any thread; it is obeyed before the next step."""

@@ -83,13 +83,15 @@ class Harness:
     def call(self) -> tuple[int, bool]:
         """Return the thread that obeys a command, and whether that counts as being busy."""
         said: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
-        self.thread.post(Call(lambda: said.put((threading.get_ident(), self.thread.stalled_s > 0))))
+        self.thread.post(
+            Call(lambda: said.put((threading.get_ident(), self.thread.busy_since > 0)))
+        )
         return said.get(timeout=DEADLINE_S)
 
     def until_waiting(self) -> None:
         """Return when the thread waits for commands."""
         deadline = time.monotonic() + DEADLINE_S
-        while self.thread.stalled_s > 0:
+        while self.thread.busy_since > 0:
             assert time.monotonic() < deadline
 
     def _run(self) -> None:
@@ -156,11 +158,11 @@ def test_an_idle_thread_obeys_too(harness: Harness) -> None:
 
 def test_a_step_that_hangs_shows(harness: Harness) -> None:
     """So does a command; who waits for commands does not hang."""
-    assert harness.thread.stalled_s == 0
+    assert harness.thread.busy_since == 0
     harness.thread.post(make_sequence(0))
     harness.start()
     harness.enter()
-    assert harness.thread.stalled_s > 0
+    assert harness.thread.busy_since > 0
     harness.thread.cancel(["s0"])
     harness.core.gate.release()
     _, is_busy = harness.call()
