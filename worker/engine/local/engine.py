@@ -141,7 +141,7 @@ class LocalEngine:
     async def _watch(self) -> None:
         """End an engine whose step does not end: its jobs are another worker's then."""
         limit_s, watchdog = self._options.watchdog_s, Watchdog()
-        while not watchdog.look(self._parts.thread.busy_since):
+        while not watchdog.look(self._parts.thread.busy_since):  # noqa: ASYNC110 - time is awaited
             await asyncio.sleep(limit_s / NUM_LOOKS)
         self._outlet.fail(TimeoutError(f"a step has been running for {limit_s:g} s"))
 
