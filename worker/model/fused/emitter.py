@@ -106,13 +106,16 @@ class Emitter:
             lines = [self.builder.shuffle_vector(*pair, m) for pair in pairs for m in (low, high)]
         return lines
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for a cache line that will be read soon; any address is allowed."""
+    def prefetch(self, address: Value, locality: int = 3) -> None:
+        """Ask for a cache line that will be read soon; any address is allowed.
+
+        ``locality`` 3 brings it into the first cache, 2 into the second.
+        """
         pointer = I8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         place = self.builder.inttoptr(address, pointer)
-        self.builder.call(function, [place, I32(0), I32(3), I32(1)])
+        self.builder.call(function, [place, I32(0), I32(locality), I32(1)])
 
     def float(self, numbers: Value) -> Value:
         """Turn integers into floats."""

@@ -10,12 +10,13 @@ from worker.model.fused.tiles import (
     add_panel,
     add_vector,
     multiply_bytes,
-    multiply_floats,
     multiply_nibbles,
+    multiply_panel,
 )
 
 _FLOAT: Final = int(Kind.FLOAT)
 _BYTE: Final = int(Kind.BYTE)
+_FETCH_ROWS: Final = 16
 
 
 @inline
@@ -30,16 +31,21 @@ def multiply(rows: Any, matrix: Any, out: int, num_rows: int, part: int, parts: 
     offsets = Grid(rows.offsets, rows.group_stride)
     minima = Grid(rows.minima, rows.group_stride)
     groups = matrix.depth // GROUP
+    # Behind fewer rows there is no time in which to fetch a panel.
+    share = matrix.panel_bytes // num_rows if num_rows >= _FETCH_ROWS else 0
     for panel in range(first, last):
         place = Grid(out + panel * PANEL * 4, stride)
         weights = matrix.weights + panel * matrix.panel_bytes
+        ahead = Grid(weights + matrix.panel_bytes, share)
         if matrix.kind == _FLOAT:
-            multiply_floats((x, place), (weights, PANEL * 4, matrix.depth), num_rows)
+            multiply_panel((x, place, ahead), (weights, PANEL * 4, matrix.depth), num_rows)
         elif matrix.kind == _BYTE:
+            grids = (numbers, scales, offsets, place, ahead)
             factors = matrix.scales + panel * PANEL * 4
-            multiply_bytes((numbers, scales, offsets, place), (weights, factors, groups), num_rows)
+            multiply_bytes(grids, (weights, factors, groups), num_rows)
         else:
-            multiply_nibbles((numbers, scales, minima, place), (weights, groups), num_rows)
+            grids = (numbers, scales, minima, place, ahead)
+            multiply_nibbles(grids, (weights, groups), num_rows)
         if matrix.bias != 0:
             _add_bias(matrix.bias + panel * PANEL * 4, place, num_rows)
 

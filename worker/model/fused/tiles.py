@@ -29,6 +29,33 @@ def _float_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     _floats(e, (rows, _VECTORS), values, keep=False)
 
 
+def _float_panel_tile(e: Emitter, rows: int, values: list[Value]) -> None:
+    """Do the same, and bring the next panel nearer."""
+    x, x_stride, out, out_stride, ahead, ahead_stride, w, w_stride, depth = values
+    fetch = _fetcher(e, rows, (ahead, ahead_stride), depth)
+    own = [x, x_stride, out, out_stride, w, w_stride, depth]
+    _floats(e, (rows, _VECTORS), own, keep=False, fetch=fetch)
+
+
+def _fetcher(
+    e: Emitter, rows: int, ahead: tuple[Value, Value], steps: Value, lines: int = 1
+) -> Callable[[Value], None]:
+    """Return what asks, in each step, for a tile's share of what all tiles of a panel fetch.
+
+    Else the first tile of a panel would wait for memory, and the others, which find the panel in
+    the cache, would leave the memory idle.
+    """
+    address, stride = ahead
+    step = e.builder.sdiv(e.mul(stride, rows), steps)
+
+    def fetch(index: Value) -> None:
+        place = e.add(address, e.mul(index, step))
+        for line in range(lines):
+            e.prefetch(e.add(place, 64 * line), locality=2)
+
+    return fetch
+
+
 def _sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     """Add to out[r, n]: sum over k of x[r, k] * w[k, n]."""
     _floats(e, (rows, _VECTORS), values)
@@ -45,7 +72,13 @@ def _vector_sum_tile(e: Emitter, rows: int, values: list[Value]) -> None:
 
 
 def _floats(
-    e: Emitter, size: tuple[int, int], values: list[Value], *, keep: bool = True, kind: Any = FLOATS
+    e: Emitter,
+    size: tuple[int, int],
+    values: list[Value],
+    *,
+    keep: bool = True,
+    kind: Any = FLOATS,
+    fetch: Callable[[Value], None] = lambda _index: None,
 ) -> None:
     x, x_stride, out, out_stride, w, w_stride, depth = values
     rows, vectors = size
@@ -55,6 +88,7 @@ def _floats(
         for r, v in product(range(rows), range(vectors)):
             e.put(sums[r][v], e.load(FLOATS, lines[r], v * _FLOAT_BYTES))
     with cgutils.for_range(e.builder, depth) as loop:
+        fetch(loop.index)
         line = e.add(w, e.mul(loop.index, w_stride))
         weights = [_load(e, kind, line, v * _BYTES[kind]) for v in range(vectors)]
         column = e.add(x, e.mul(loop.index, 4))
@@ -118,9 +152,12 @@ def _byte_tile(e: Emitter, rows: int, values: list[Value]) -> None:
     Weights are unsigned, 128 too great. ``offsets`` has what makes up for it: -128 times the sum
     of the row's group.
     """
-    x, x_stride, scales, s_stride, offsets, _, out, out_stride, w, w_scales, groups = values
+    x, x_stride, scales, s_stride, offsets, _, out, out_stride, *others = values
+    ahead, ahead_stride, w, w_scales, groups = others
     sums = e.variables(rows, _VECTORS, FLOATS)
+    fetch = _fetcher(e, rows, (ahead, ahead_stride), groups, lines=4)
     with cgutils.for_range(e.builder, groups) as loop:
+        fetch(loop.index)
         panel = e.add(w, e.mul(loop.index, GROUP * LANES * _VECTORS))
         group = e.add(x, e.mul(loop.index, GROUP))
         place = e.mul(loop.index, 4)
@@ -148,10 +185,13 @@ def _nibble_tile(e: Emitter, rows: int, values: list[Value]) -> None:
 
     ``minima`` has what the minimum of a column is multiplied with: the sum of the row's group.
     """
-    x, x_stride, scales, s_stride, minima, _, out, out_stride, w, groups = values
+    x, x_stride, scales, s_stride, minima, _, out, out_stride, *others = values
+    ahead, ahead_stride, w, groups = others
     sums = e.variables(rows, _VECTORS, FLOATS)
+    fetch = _fetcher(e, rows, (ahead, ahead_stride), groups, lines=3)
     half = GROUP // 8
     with cgutils.for_range(e.builder, groups) as loop:
+        fetch(loop.index)
         panel = e.add(w, e.mul(loop.index, NIBBLE_GROUP_BYTES))
         group = e.add(x, e.mul(loop.index, GROUP))
         place = e.mul(loop.index, 4)
@@ -218,6 +258,7 @@ def _by_rows(emit: Callable[[Emitter, int, list[Value]], None], most: int) -> An
 
 
 multiply_floats: Any = _by_rows(_float_tile, FLOAT_ROWS)
+multiply_panel: Any = _by_rows(_float_panel_tile, FLOAT_ROWS)
 add_panel: Any = _by_rows(_sum_tile, FLOAT_ROWS)
 add_vector: Any = _by_rows(_vector_sum_tile, FLOAT_ROWS)
 add_half_panel: Any = _by_rows(_half_sum_tile, FLOAT_ROWS)
