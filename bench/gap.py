@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+import uvloop
 from rich.console import Console
 
 from bench.engine.model import BenchModel, find_model
@@ -214,7 +215,7 @@ def main(
     for level in levels:
         _progress.print(f"{level} at once", highlight=False)
         try:
-            gap, dtype = asyncio.run(measure(model, level, 3 if quick else seconds))
+            gap, dtype = uvloop.run(measure(model, level, 3 if quick else seconds))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except NoCounter:

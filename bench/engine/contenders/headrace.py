@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+import uvloop
+
 from bench.engine.contenders.line import Answer, Ask, Clock, Plan, Run, serve, warm_up
 from common.jobs import JobSpec, Sampling
 from worker.engine.factory import EngineOptions, create_engine
@@ -59,7 +61,7 @@ class Bare:
 
 def load(plan: Plan) -> tuple[Run, str]:
     """Load the engine with the options of ``headrace worker``."""
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()  # as in the worker
     options = EngineOptions(
         model=plan.model,
         cache_dir=Path(plan.cache_dir),
