@@ -228,6 +228,11 @@ class JobStore:
         fields = await self._redis.hgetall(self._keys.job(job_id).record)  # type: ignore[misc]
         return _record(job_id, fields) if fields else None
 
+    async def owner(self, job_id: str) -> str | None:
+        """Return a job's tenant. Asked first, a foreign job takes as long as a missing one."""
+        found = await self._redis.hget(self._keys.job(job_id).record, "tenant")  # type: ignore[misc]
+        return found.decode() if found is not None else None
+
     async def position(self, job_id: str) -> tuple[int, int, int] | None:
         """Return (epoch, next, retention_ms) of a job, also where its spec cannot be read."""
         names = ["epoch", "next", "retention_ms"]

@@ -25,7 +25,8 @@ key                               type     what                                 
 ``worker:WORKER:ctl``             channel  cancel or forget, now                  -
 ``models``                        zset     models by last lease deadline (ms)     one day
 ``jobs:TENANT``                   zset     a tenant's jobs by creation (ms)       deadline+retention
-``secret``                        string   key of the Idempotency-Key hash        for ever
+``secret``                        string   key of IDs and links made by hash      for ever
+``api_keys``                      hash     API keys by ID, without their secrets  until revoked
 ``probe:GATEWAY``                 channel  the relay's own liveness probe         -
 ================================  =======  =====================================  ==================
 """
@@ -131,8 +132,13 @@ class Keys:
 
     @property
     def secret(self) -> str:
-        """Return the fleet's key of the ``Idempotency-Key`` hash, made by the first gateway."""
+        """Return the fleet's key of all keyed hashes, made by the first gateway."""
         return f"{self.prefix}:secret"
+
+    @property
+    def api_keys(self) -> str:
+        """Return the hash of the API keys."""
+        return f"{self.prefix}:api_keys"
 
     def tenant_jobs(self, tenant: str) -> str:
         """Return the index of a tenant's jobs."""

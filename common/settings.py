@@ -21,7 +21,7 @@ from common.errors import StartupFailed
 ENV_PREFIX = "HEADRACE_"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _FILE_VARIABLE = "HEADRACE_CONFIG"
-_OTHER_VARIABLES = {_FILE_VARIABLE, "HEADRACE_URL"}
+_OTHER_VARIABLES = {_FILE_VARIABLE, "HEADRACE_URL", "HEADRACE_API_KEY"}
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

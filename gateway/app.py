@@ -16,8 +16,8 @@ from gateway.middleware import Measured, RequestId
 from gateway.openapi import document
 from gateway.origin import OriginGuard, is_loopback_name
 from gateway.problems import HANDLERS
-from gateway.routes import DOORS, Endpoint
-from gateway.services import Services
+from gateway.routes import DOORS, Door, Endpoint
+from gateway.services import Services, services_of
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -43,7 +43,13 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             app,
             allow_origins=sorted(origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-Id"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "Last-Event-ID",
+                "X-Request-Id",
+            ],
             expose_headers=["Location", "Retry-After", "X-Job-Id", "X-Request-Id"],
         )
     return OriginGuard(app, origins, loopback_only=is_loopback_name(settings.host))
@@ -51,18 +57,28 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 def _routes() -> list[BaseRoute]:
     """Return one route per path, so that a 405 lists every method that the path takes."""
-    paths: dict[str, dict[str, Endpoint]] = {}
+    paths: dict[str, dict[str, Door]] = {}
     for door in DOORS:
-        paths.setdefault(door.path, {})[door.method] = door.endpoint
-    return [
-        Route(path, _by_method(endpoints), methods=list(endpoints))
-        for path, endpoints in paths.items()
-    ]
+        paths.setdefault(door.path, {})[door.method] = door
+    return [Route(path, _by_method(doors), methods=list(doors)) for path, doors in paths.items()]
 
 
-def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
+def _by_method(doors: dict[str, Door]) -> Endpoint:
     async def answer(request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        return await endpoints[method](request)
+        door = doors["GET" if request.method == "HEAD" else request.method]
+        await _admit(request, door)
+        return await door.endpoint(request)
 
     return answer
+
+
+async def _admit(request: Request, door: Door) -> None:
+    """Find out who asks; raises ``Problem`` for who may not come in here."""
+    if door.scope is None:
+        return
+    caller = await services_of(request).doorkeeper.identify(request)
+    if door.takes_link:
+        caller.require_job(request.path_params["job_id"])
+    else:
+        caller.require(door.scope)
+    request.state.caller = caller

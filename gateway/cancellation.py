@@ -16,8 +16,9 @@ async def cancel_job(services: Services, tenant: str, job_id: str) -> CancelledJ
     The flag is durable first. A job that nobody works on is ended here; the worker of a running
     one is told, and would see the flag with its next append anyway.
     """
-    record = await services.store.record(job_id)
-    if record is None or record.tenant != tenant:
+    is_own = await services.store.owner(job_id) == tenant
+    record = await services.store.record(job_id) if is_own else None
+    if record is None:
         raise job_not_found(job_id)
     outcome, state, owner = await services.store.cancel(job_id)
     services.metrics.jobs_cancelled.inc()

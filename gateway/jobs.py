@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import time
 
 import msgspec
 from starlette.requests import Request
@@ -13,22 +14,25 @@ from common.errors import Problem
 from common.job_store import Snapshot
 from gateway.cancellation import cancel_job
 from gateway.event_stream import open_stream
+from gateway.links import Link
 from gateway.reading import (
     decode_json,
     read_body,
     read_idempotency_key,
     read_job_id,
+    read_number,
     read_seconds,
 )
 from gateway.relay import is_overdue, job_not_found
 from gateway.replies import json_response
-from gateway.schemas import JobRequest
+from gateway.schemas import JobRequest, LinkView
 from gateway.services import Services, services_of, tenant_of
 from gateway.submission import accept
-from gateway.views import job_url, job_view
+from gateway.views import events_url, job_url, job_view, rfc3339
 from gateway.watch import Signal
 
 MAX_WAIT_S = 300.0
+LINK_TTL_S, MAX_LINK_TTL_S = 600, 86_400
 
 _decoder = msgspec.json.Decoder(JobRequest)
 
@@ -68,9 +72,24 @@ async def cancel(request: Request) -> Response:
     return json_response(await cancel_job(services, tenant, job_id))
 
 
+async def link(request: Request) -> Response:
+    """``POST /v1/jobs/{id}/link``: the address of its events, for who cannot send headers."""
+    services, tenant = services_of(request), tenant_of(request)
+    job_id = read_job_id(request.path_params["job_id"])
+    given = request.query_params.get("ttl", str(LINK_TTL_S))
+    ttl_s = read_number("ttl", given, 1, MAX_LINK_TTL_S)
+    if await services.store.owner(job_id) != tenant:
+        raise job_not_found(job_id)
+    expires = int(time.time()) + ttl_s
+    proof = await services.links.sign(Link(tenant, job_id, expires))
+    url = f"{events_url(job_id)}?link={proof}"
+    return json_response(LinkView(url, rfc3339(1000 * expires)))
+
+
 async def _snapshot(services: Services, tenant: str, job_id: str) -> Snapshot:
-    snapshot = await services.store.snapshot(job_id)
-    if snapshot is None or snapshot.record.tenant != tenant:
+    is_own = await services.store.owner(job_id) == tenant
+    snapshot = await services.store.snapshot(job_id) if is_own else None
+    if snapshot is None:
         raise job_not_found(job_id)
     now_ms = await services.registry.now_ms()
     if is_overdue(snapshot.record, now_ms):

@@ -14,7 +14,8 @@ import uvicorn
 import uvloop
 from redis.asyncio import Redis
 
-from common.connections import command_client, pubsub_client
+from common.api_keys import ApiKeyStore
+from common.connections import UNAVAILABLE, command_client, pubsub_client
 from common.errors import StartupFailed
 from common.job_store import JobStore
 from common.keys import Keys
@@ -24,6 +25,8 @@ from common.telemetry import configure_logging
 from gateway.app import create_app
 from gateway.caretaker import Caretaker
 from gateway.doorbell import Doorbell
+from gateway.identity import Doorkeeper
+from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.origin import is_loopback_name
 from gateway.protocol import CuttableProtocol, CuttableWebSocketProtocol
@@ -45,7 +48,6 @@ def serve(settings: Settings) -> int:
     configure_logging(
         "gateway", level=settings.log_level, as_json=settings.log_json, stream=sys.stderr
     )
-    refuse_open_door(settings)
     listener = listen(settings.host, settings.port)
     spare_collector()
     return uvloop.run(_serve(settings, listener))
@@ -62,14 +64,29 @@ def spare_collector() -> None:
     gc.set_threshold(700, 10, 100)
 
 
-def refuse_open_door(settings: Settings) -> None:
-    """Refuse an address that others can reach while there are no API keys."""
-    if settings.insecure or is_loopback_name(settings.host):
+async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
+    """Refuse an address that others can reach while there are no API keys.
+
+    Where Redis does not answer, the gateway starts and lets nobody in before it does.
+    """
+    if is_open_door(settings):
         return
-    raise StartupFailed(
-        f"--host {settings.host} can be reached from outside and there are no API keys: "
-        "bind to 127.0.0.1, or say --insecure if something else guards the door"
-    )
+    try:
+        is_empty = await api_keys.is_empty()
+    except UNAVAILABLE as error:
+        _log.warning("api_keys_unread", error=str(error))
+        return
+    if is_empty:
+        raise StartupFailed(
+            f"--host {settings.host} can be reached from outside and there are no API keys: make "
+            "one with `headrace keys create`, bind to 127.0.0.1, or say --insecure if something "
+            "else guards the door"
+        )
+
+
+def is_open_door(settings: Settings) -> bool:
+    """Tell whether callers may come in without a key as long as there is none."""
+    return settings.insecure or is_loopback_name(settings.host)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -98,6 +115,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     redis = command_client(settings.redis)
     subscriber = pubsub_client(settings.redis)
     try:
+        await refuse_open_door(settings, ApiKeyStore(redis, Keys(settings.key_prefix)))
         return await Gateway(settings, redis, subscriber).run(listener)
     finally:
         await redis.aclose()
@@ -120,8 +138,14 @@ class Gateway:
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until a signal; a background task that dies takes the process with it, loudly."""
-        background = asyncio.gather(self._relay.run(), self._streams.run(), self._caretaker.run())
-        server = Server(self._config(self._services()), self._streams)
+        services = self._services()
+        background = asyncio.gather(
+            self._relay.run(),
+            self._streams.run(),
+            self._caretaker.run(),
+            services.doorkeeper.look(),
+        )
+        server = Server(self._config(services), self._streams)
         background.add_done_callback(lambda _: server.stop())
         _log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
         try:
@@ -134,6 +158,9 @@ class Gateway:
         return 0
 
     def _services(self) -> Services:
+        secret = SharedSecret(self._redis, self._keys)
+        links = Links(secret)
+        api_keys = ApiKeyStore(self._redis, self._keys)
         return Services(
             settings=self._settings,
             keys=self._keys,
@@ -143,7 +170,9 @@ class Gateway:
             relay=self._relay,
             streams=self._streams,
             metrics=Metrics(),
-            secret=SharedSecret(self._redis, self._keys),
+            secret=secret,
+            links=links,
+            doorkeeper=Doorkeeper(api_keys, links, is_open=is_open_door(self._settings)),
         )
 
     def _config(self, services: Services) -> uvicorn.Config:

@@ -14,6 +14,12 @@ _EVENT_NOTE = (
     "The stream ends cleanly only after `completed`, `failed`, `cancelled` or `expired`."
 )
 
+_KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, `hr_…`. A gateway on a loopback address without keys needs none.",
+}
+
 
 def document(version: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document."""
@@ -33,7 +39,7 @@ def document(version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"key": _KEY_SCHEME}},
     }
 
 
@@ -57,7 +63,9 @@ def _operation(door: Door, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]
         "summary": door.summary,
         "responses": {str(s): _answer(a, schemas) for s, a in door.answers.items()},
     }
-    for status in door.problems:
+    if door.scope is not None:
+        operation["security"] = [{"key": []}, {}]
+    for status in (*door.problems, *((401, 403) if door.scope is not None else ())):
         content = {"application/problem+json": {"schema": schemas[ProblemView]}}
         operation["responses"][str(status)] = {"description": "A problem", "content": content}
     parameters = _parameters(door)

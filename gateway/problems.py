@@ -16,6 +16,7 @@ from gateway.schemas import ProblemView
 
 _log = structlog.get_logger()
 
+UNAUTHENTICATED = 401
 _TYPES = {404: "route-not-found", 405: "method-not-allowed"}
 _DETAILS = {
     404: "There is nothing at this path; see /openapi.json for what there is.",
@@ -34,6 +35,8 @@ def problem_response(request: Request, problem: Problem) -> Response:
         request_id=request.scope.get("request_id", ""),
     )
     headers = {"Cache-Control": "no-store"}
+    if problem.status == UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = 'Bearer realm="headrace"'
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after_s))
     return Response(msgspec.json.encode(view), problem.status, headers, "application/problem+json")

@@ -114,6 +114,9 @@ class Relay:
             await self._doorbell.unsubscribe(self._keys.job(watch.job_id).live)
 
     async def _watch(self, tenant: str, job_id: str) -> Watch:
+        known = self._watches.get(job_id)
+        if (known is None or known.tenant != tenant) and await self._store.owner(job_id) != tenant:
+            raise job_not_found(job_id)
         task = self._attaching.get(job_id)
         watch = self._watches.get(job_id)
         if task is None and watch is None:
@@ -124,8 +127,6 @@ class Relay:
             # A client that leaves must not take the others' attach with it.
             watch = await asyncio.shield(task)
         assert watch is not None
-        if watch.tenant != tenant:
-            raise job_not_found(job_id)
         return watch
 
     def _on_attached(self, job_id: str, task: asyncio.Task[Watch]) -> None:

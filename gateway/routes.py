@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from common.api_keys import Scope
 from gateway import events, fleet, jobs, listing, prompts, schemas
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -23,7 +24,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One method of one path. ``answers`` maps a status to its type, None for no body."""
+    """One method of one path. ``answers`` maps a status to its type, None for no body.
+
+    ``scope`` is what the caller's key must allow, None where no key is asked for. A door that takes
+    a link lets in who has one for the path's job.
+    """
 
     method: str
     path: str
@@ -33,6 +38,8 @@ class Door:
     body: type | None = None
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[int, ...] = field(default=(400, 503))
+    scope: Scope | None = Scope.READ
+    takes_link: bool = False
 
 
 EVENT_STREAM = "text/event-stream"
@@ -62,32 +69,45 @@ _LIMIT = Parameter(
     "limit", "query", {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": 50},
     "Jobs per page.",
 )  # fmt: skip
+_LINK = Parameter(
+    "link", "query", _STRING, "A signed link's proof, for clients that cannot send headers."
+)
+_TTL = Parameter(
+    "ttl", "query",
+    {"type": "integer", "minimum": 1, "maximum": jobs.MAX_LINK_TTL_S,
+     "default": jobs.LINK_TTL_S},
+    "Seconds for which the link opens a stream.",
+)  # fmt: skip
 _MODEL = Parameter("model", "query", _STRING, "The prompt's model; without it the default model.")
 _CURSOR = Parameter("cursor", "query", _STRING, "`next_cursor` of the page before.")
 
 DOORS = (
     Door("POST", "/v1/jobs", jobs.submit, "Submit a job",
          {202: schemas.SubmittedJob, 200: EVENT_STREAM}, schemas.JobRequest, (_KEY,),
-         (400, 404, 413, 422, 429, 503)),
+         (400, 404, 413, 422, 429, 503), scope=Scope.SUBMIT),
     Door("GET", "/v1/jobs", listing.list_jobs, "List jobs, newest first",
          {200: schemas.JobList}, None, (_STATUS, _LIMIT, _CURSOR)),
     Door("GET", "/v1/jobs/{job_id}", jobs.show, "Read a job",
          {200: schemas.JobView}, None, (_WAIT,), (400, 404, 503)),
     Door("DELETE", "/v1/jobs/{job_id}", jobs.cancel, "Cancel a job",
-         {200: schemas.CancelledJob}, None, (), (404, 503)),
+         {200: schemas.CancelledJob}, None, (), (404, 503), scope=Scope.SUBMIT),
+    Door("POST", "/v1/jobs/{job_id}/link", jobs.link, "Make a link to a job's events",
+         {200: schemas.LinkView}, None, (_TTL,), (400, 404, 503)),
     Door("GET", "/v1/jobs/{job_id}/events", events.follow, "Follow a job's events",
-         {200: EVENT_STREAM, 204: None}, None, (_AFTER, _LAST_EVENT_ID), (400, 404, 409, 503)),
+         {200: EVENT_STREAM, 204: None}, None, (_AFTER, _LAST_EVENT_ID, _LINK),
+         (400, 404, 409, 503), takes_link=True),
     Door("GET", "/v1/prompts/{prompt_id:path}", prompts.show_prompt, "Read a prompt ID",
          {200: schemas.PromptView}, None, (_MODEL,), (404, 503)),
     Door("DELETE", "/v1/prompts/{prompt_id:path}", prompts.forget_prompt, "Forget a prompt ID",
-         {204: None}, None, (_MODEL,), (404, 503)),
+         {204: None}, None, (_MODEL,), (404, 503), scope=Scope.SUBMIT),
     Door("GET", "/v1/models", fleet.models, "List models", {200: schemas.ModelList},
          problems=(503,)),
     Door("GET", "/v1/workers", fleet.workers, "List live workers", {200: schemas.WorkerList},
          problems=(503,)),
     Door("GET", "/healthz", fleet.healthz, "Is the process alive?", {200: schemas.Health},
-         problems=()),
+         problems=(), scope=None),
     Door("GET", "/readyz", fleet.readyz, "Should traffic come here?",
-         {200: schemas.Readiness, 503: schemas.Readiness}, problems=()),
-    Door("GET", "/metrics", fleet.metrics, "Prometheus metrics", {200: PLAIN}, problems=(503,)),
+         {200: schemas.Readiness, 503: schemas.Readiness}, problems=(), scope=None),
+    Door("GET", "/metrics", fleet.metrics, "Prometheus metrics", {200: PLAIN}, problems=(503,),
+         scope=Scope.ADMIN),
 )  # fmt: skip

@@ -115,6 +115,13 @@ class SubmittedJob(msgspec.Struct, frozen=True):
     events_url: str
 
 
+class LinkView(msgspec.Struct, frozen=True):
+    """Where who has no key can follow one job, until the link expires."""
+
+    url: str
+    expires_at: str
+
+
 class ChoiceView(msgspec.Struct, frozen=True):
     """One answer of a job with several. ``logprobs`` is there where it was asked for."""
 

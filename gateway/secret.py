@@ -1,4 +1,4 @@
-"""The fleet's secret: keys the job IDs of ``Idempotency-Key``s, the same on every gateway."""
+"""The fleet's secret: keys the IDs of ``Idempotency-Key``s and the links, on every gateway."""
 
 import secrets
 

@@ -9,13 +9,12 @@ from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
 from common.settings import Settings
+from gateway.identity import Caller, Doorkeeper
+from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.relay import Relay
 from gateway.secret import SharedSecret
 from gateway.streams import Streams
-
-TENANT = "default"
-"""Every request's tenant until API keys exist; everything below the doors takes it as given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class Services:
     streams: Streams
     metrics: Metrics
     secret: SharedSecret
+    links: Links
+    doorkeeper: Doorkeeper
 
 
 def services_of(connection: HTTPConnection) -> Services:
@@ -40,6 +41,13 @@ def services_of(connection: HTTPConnection) -> Services:
     return found
 
 
-def tenant_of(_connection: HTTPConnection) -> str:
-    """Return who asks."""
-    return TENANT
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Return who asks, once the doorkeeper has said so."""
+    found = connection.state.caller
+    assert isinstance(found, Caller)
+    return found
+
+
+def tenant_of(connection: HTTPConnection) -> str:
+    """Return for which tenant somebody asks; everything below the doors takes it as given."""
+    return caller_of(connection).tenant

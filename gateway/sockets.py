@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from common.api_keys import Scope
 from common.connections import UNAVAILABLE
 from common.errors import Problem
 from gateway import socket_messages as messages
@@ -20,7 +21,7 @@ from gateway.dialects import native_ws
 from gateway.problems import redis_unavailable
 from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
-from gateway.services import Services, services_of, tenant_of
+from gateway.services import Services, services_of
 from gateway.submission import accept
 from gateway.watch import Cursor, Signal
 
@@ -35,24 +36,25 @@ CLOSE_S = 5.0
 
 async def serve(websocket: WebSocket) -> None:
     """Serve one socket until its client leaves or the gateway drains."""
+    services = services_of(websocket)
     try:
-        services_of(websocket).streams.require_room()
-    except Problem:
+        services.streams.require_room()
+        await services.doorkeeper.identify(websocket)
+    except (Problem, *UNAVAILABLE):
         await websocket.close(TRY_AGAIN_LATER)  # before the handshake: an HTTP 403
         return
     await websocket.accept()
-    await Socket(websocket, services_of(websocket), tenant_of(websocket)).run()
+    await Socket(websocket, services).run()
 
 
 class Socket:
     """One client's socket and its subscriptions."""
 
-    def __init__(self, websocket: WebSocket, services: Services, tenant: str) -> None:
+    def __init__(self, websocket: WebSocket, services: Services) -> None:
         self.sent_at = time.monotonic()
         self.sending_since = 0.0
         self._websocket = websocket
         self._services = services
-        self._tenant = tenant
         self._cursors: dict[str, Cursor] = {}
         self._afterwards: list[messages.ToClient] = []  # to be sent after the answer
         self._unannounced: list[str] = []  # subscribed, but the client has not been told yet
@@ -117,36 +119,44 @@ class Socket:
     async def _handle(self, message: messages.FromClient) -> messages.ToClient:
         match message:
             case messages.Submit():
-                return await self._submit(message)
+                return await self._submit(message, await self._tenant(Scope.SUBMIT))
             case messages.Subscribe():
-                await self._subscribe(read_job_id(message.job), message.after)
+                tenant = await self._tenant(Scope.READ)
+                await self._subscribe(tenant, read_job_id(message.job), message.after)
                 return messages.Subscribed(message.job, message.after, message.ref)
             case messages.Unsubscribe():
                 await self._unsubscribe(message.job)
                 return messages.Unsubscribed(message.job, message.ref)
             case messages.Cancel():
-                met = await cancel_job(self._services, self._tenant, read_job_id(message.job))
+                tenant = await self._tenant(Scope.SUBMIT)
+                met = await cancel_job(self._services, tenant, read_job_id(message.job))
                 return messages.CancelAnswer(met.id, met.status, met.cancelled, message.ref)
 
-    async def _submit(self, message: messages.Submit) -> messages.ToClient:
+    async def _tenant(self, scope: Scope) -> str:
+        """Return who asks, each time anew: the key may have been revoked since."""
+        caller = await self._services.doorkeeper.identify(self._websocket)
+        caller.require(scope)
+        return caller.tenant
+
+    async def _submit(self, message: messages.Submit, tenant: str) -> messages.ToClient:
         key = read_idempotency_key(message.idempotency_key)
         if message.subscribe:
             self._require_room()  # before the job is accepted
-        job = (await accept(self._services, self._tenant, message.job, key)).job
+        job = (await accept(self._services, tenant, message.job, key)).job
         if message.subscribe and job.id not in self._cursors:
-            await self._subscribe_accepted(job.id)
+            await self._subscribe_accepted(tenant, job.id)
         return messages.Submitted(job.id, job.status, job.model, message.ref)
 
-    async def _subscribe_accepted(self, job_id: str) -> None:
+    async def _subscribe_accepted(self, tenant: str, job_id: str) -> None:
         """Subscribe; what goes wrong is told after the answer, because the job is accepted."""
         try:
-            await self._subscribe(job_id, -1)
+            await self._subscribe(tenant, job_id, -1)
         except Problem as problem:
             self._afterwards.append(_refused(problem, job=job_id))
         except UNAVAILABLE:
             self._afterwards.append(_refused(redis_unavailable(), job=job_id))
 
-    async def _subscribe(self, job_id: str, after: int) -> None:
+    async def _subscribe(self, tenant: str, job_id: str, after: int) -> None:
         if job_id in self._cursors:
             detail = "This socket follows the job already; unsubscribe first."
             raise Problem(409, "already-subscribed", detail)
@@ -159,7 +169,7 @@ class Socket:
                 self._ready[job_id] = None
                 self._signal.set()
 
-        cursor = await self._services.relay.open(self._tenant, job_id, after + 1, wake)
+        cursor = await self._services.relay.open(tenant, job_id, after + 1, wake)
         self._cursors[job_id] = cursor
         self._unannounced.append(job_id)
 

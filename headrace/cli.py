@@ -26,6 +26,7 @@ COMMANDS = {
     "cancel": ("answers", "Cancel a job."),
     "jobs": ("listings", "List the jobs, the newest first."),
     "prompts": ("prompts", "Show or forget what a prompt ID stands for."),
+    "keys": ("keys", "Make, list and revoke API keys."),
     "ps": ("listings", "List the workers that live."),
     "doctor": ("doctor", "Check Redis, the gateway, the workers and this machine."),
     "config": ("config", "Show the settings."),

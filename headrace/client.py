@@ -8,6 +8,7 @@
 Everything raises one of ``headrace.errors``.
 """
 
+import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
@@ -46,14 +47,24 @@ class Client:
     """One gateway. Use it as an asynchronous context manager; safe for concurrent tasks."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_s: float = 10.0, patience: Patience | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+        patience: Patience | None = None,
     ) -> None:
+        """Prepare a client; without ``api_key`` that of ``HEADRACE_API_KEY`` is used, if any."""
         self.url = url.rstrip("/")
+        key = os.environ.get("HEADRACE_API_KEY", "") if api_key is None else api_key
         self._timeout_s = timeout_s
         self._patience = patience or Patience()
         # A proxy from the environment is for the world outside.
         self._http = httpx2.AsyncClient(
-            base_url=self.url, timeout=timeout_s, trust_env=not is_loopback(url)
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=timeout_s,
+            trust_env=not is_loopback(url),
         )
 
     async def __aenter__(self) -> Self:

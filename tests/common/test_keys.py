@@ -93,7 +93,9 @@ def test_a_doorbell_names_its_job(job_id: str) -> None:
 
 def test_the_list_of_what_may_stay_is_the_written_one() -> None:
     """The keys that the tests let stay are those whose row says that no TTL ends them."""
-    row = re.compile(r"^``(.+?)``  .*?  (?:until it is empty|for ever)$", re.MULTILINE)
+    row = re.compile(
+        r"^``(.+?)``  .*?  (?:until it is empty|until revoked|for ever)$", re.MULTILINE
+    )
     samples = {"MODEL": "m", "PRIO": "low", "TENANT": "t"}
     names = {
         re.sub("MODEL|PRIO|TENANT", lambda word: samples[word[0]], name)

@@ -58,10 +58,11 @@ class Talk:
 
 
 @asynccontextmanager
-async def talk_to(gateway: RunningGateway) -> AsyncIterator[Talk]:
-    """Open a socket."""
+async def talk_to(gateway: RunningGateway, token: str = "") -> AsyncIterator[Talk]:
+    """Open a socket, with an API key where one is given."""
     url = f"ws{gateway.url.removeprefix('http')}/v1/ws"
-    async with connect(url, proxy=None, max_size=None) as connection:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with connect(url, proxy=None, max_size=None, additional_headers=headers) as connection:
         yield Talk(connection)
 
 

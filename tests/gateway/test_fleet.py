@@ -112,6 +112,7 @@ async def test_it_is_not_ready_without_redis(own_server: Server, make_gateway: M
         make_gateway(redis=own_server.url) as gateway,
         httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client,
     ):
+        assert "headrace_redis_up 1.0" in (await client.get("/metrics")).text
         await asyncio.to_thread(own_server.kill)
 
         async def is_deaf() -> bool:

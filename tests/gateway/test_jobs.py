@@ -15,8 +15,8 @@ from common.job_store import Append, JobStore
 from common.jobs import FinishReason
 from common.keys import Keys
 from gateway import relay as relay_module
+from gateway.identity import TENANT
 from gateway.schemas import JobView
-from gateway.services import TENANT
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import check_problem, submit
 from tests.gateway.followers import read_stream

@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from redis.asyncio import Redis
 
+from common.api_keys import ApiKeyStore, Scope
 from common.errors import StartupFailed
 from common.keys import Keys
 from common.settings import Settings
@@ -52,18 +54,21 @@ def settings_for(host: str, **others: Any) -> Settings:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
-def test_an_open_door_is_refused(host: str) -> None:
+async def test_an_open_door_is_refused(host: str, redis: Redis, keys: Keys) -> None:
     """Without API keys nobody else may reach the gateway, unless the user insists."""
+    api_keys = ApiKeyStore(redis, keys)
     with pytest.raises(StartupFailed, match="--insecure") as refusal:
-        refuse_open_door(settings_for(host))
+        await refuse_open_door(settings_for(host), api_keys)
     assert "\n" not in str(refusal.value)
-    refuse_open_door(settings_for(host, insecure=True))
+    await refuse_open_door(settings_for(host, insecure=True), api_keys)
+    await api_keys.create("acme", (Scope.READ,))
+    await refuse_open_door(settings_for(host), api_keys)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_loopback_is_no_open_door(host: str) -> None:
+async def test_loopback_is_no_open_door(host: str, redis: Redis, keys: Keys) -> None:
     """The default needs no flag."""
-    refuse_open_door(settings_for(host))
+    await refuse_open_door(settings_for(host), ApiKeyStore(redis, keys))
 
 
 def test_a_port_in_use_is_one_line() -> None:
@@ -83,11 +88,16 @@ def test_a_host_that_does_not_exist_is_one_line() -> None:
         listen("192.0.2.1", 0)
 
 
-async def test_the_process_refuses_with_its_own_exit_code() -> None:
+async def test_the_process_refuses_with_its_own_exit_code(redis_url: str, keys: Keys) -> None:
     """A supervisor can tell that a restart would not help."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headrace", "gateway", "--host", "0.0.0.0", "--port", "0"),
-        env={"PATH": "", "HOME": "/nonexistent"},
+        env={
+            "PATH": "",
+            "HOME": "/nonexistent",
+            "HEADRACE_REDIS": redis_url,
+            "HEADRACE_KEY_PREFIX": keys.prefix,
+        },
         stderr=asyncio.subprocess.PIPE,
     )
     _, errors = await process.communicate()

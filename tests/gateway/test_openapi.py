@@ -14,15 +14,15 @@ from common.prompts import Commit, PromptIndex
 from common.registry import KvCacheInfo
 from gateway import openapi
 from gateway.app import _routes
+from gateway.identity import TENANT
 from gateway.routes import DOORS, EVENT_STREAM
 from gateway.schemas import JobRequest
-from gateway.services import TENANT
 from tests.gateway.doors import submit
 from tests.gateway.player import Player
 from tests.gateway.schema import check_schema
 
 # https://spec.openapis.org/oas/v3.1.0: the fields of each object that we write
-OPERATION = {"operationId", "summary", "responses", "parameters", "requestBody"}
+OPERATION = {"operationId", "summary", "responses", "parameters", "requestBody", "security"}
 PARAMETER = {"name", "in", "required", "schema", "description"}
 
 

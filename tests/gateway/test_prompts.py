@@ -11,7 +11,7 @@ from common.keys import Keys
 from common.lanes import Lanes
 from common.prompts import Commit, PromptIndex, read_forget
 from common.registry import Heartbeat
-from gateway.services import TENANT
+from gateway.identity import TENANT
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import check_problem, submit
 from tests.gateway.player import Player

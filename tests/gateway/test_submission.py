@@ -14,7 +14,7 @@ from common.lanes import Lanes
 from common.names import idempotent_job_id
 from common.registry import Heartbeat
 from gateway import submission
-from gateway.services import TENANT
+from gateway.identity import TENANT
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import PROMPT, check_problem, submit
 from tests.gateway.player import Player

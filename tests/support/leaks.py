@@ -12,6 +12,7 @@ UNEXPIRING = {
     r"\{m:[^}]+\}:draining": "workers that leave; goes with the last one",
     r"\{m:[^}]+\}:jobs": "unfinished jobs; goes with the last one",
     r"\{m:[^}]+\}:workers": "leases; a dead worker stays until its work is swept",
+    r"api_keys": "the API keys, until they are revoked",
     r"secret": "every job ID of an Idempotency-Key hangs on it, for ever",
 }
 """The keys without a TTL (as patterns after the prefix), each with the reason."""

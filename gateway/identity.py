@@ -1,0 +1,127 @@
+"""Who asks: the tenant and the scopes of a request, from its API key or its signed link.
+
+As long as there are no keys, everybody who reaches a loopback address (or any, with
+``--insecure``) is the tenant ``default`` and may do everything. With the first key that is over, on
+every gateway within ``FRESH_S``; a revoked key opens nothing after the same time.
+"""
+
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from common.api_keys import ApiKey, ApiKeyStore, Scope, Token, read_token
+from common.connections import UNAVAILABLE
+from common.errors import Problem
+from gateway.links import Link, Links
+
+TENANT = "default"
+"""The tenant of a gateway without API keys."""
+
+FRESH_S = 2.0
+_MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. A caller with a signed link may read one job, ``job``."""
+
+    tenant: str
+    scopes: frozenset[Scope]
+    job: str = ""
+
+    def require(self, scope: Scope) -> None:
+        """Raise ``Problem`` unless the caller may do this."""
+        if self.job or not self.scopes & {scope, Scope.ADMIN}:
+            detail = f"This needs an API key with the scope `{scope}`; yours has not got it."
+            raise Problem(403, "scope-missing", detail)
+
+    def require_job(self, job_id: str) -> None:
+        """Raise ``Problem`` unless the caller may read this job, as far as scopes go."""
+        if self.job != job_id:
+            self.require(Scope.READ)
+
+
+class Doorkeeper:
+    """Finds out who asks. ``is_open`` says whether callers without a key may come in at all."""
+
+    def __init__(self, store: ApiKeyStore, links: Links, *, is_open: bool) -> None:
+        self._store = store
+        self._links = links
+        self._is_open = is_open
+        self._remembered: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+        # Whether there are no keys, as far as Redis has said so.
+        self._checked_at: float = float("-inf")
+        self._is_empty: bool | None = None
+
+    async def look(self) -> None:
+        """Learn whether there are keys, so that a Redis that goes away later is no question."""
+        with suppress(*UNAVAILABLE):
+            await self._has_no_keys()
+
+    async def identify(self, connection: HTTPConnection) -> Caller:
+        """Return who asks; raises ``Problem`` (401) and redis-py's errors."""
+        text = _presented(connection)
+        if text is not None:
+            return await self._by_key(text)
+        link = connection.query_params.get("link")
+        if link is not None:
+            return _by_link(await self._links.read(link))
+        if self._is_open and await self._has_no_keys():
+            return Caller(TENANT, frozenset(Scope))
+        detail = (
+            "Send an API key as `Authorization: Bearer hr_…`; `headrace keys create` makes one."
+        )
+        raise Problem(401, "key-missing", detail)
+
+    async def _by_key(self, text: str) -> Caller:
+        token = read_token(text)
+        key = await self._find(token) if token is not None else None
+        if key is None or key.is_expired(time.time_ns() // 1_000_000):
+            detail = "This API key is unknown, expired or revoked; `headrace keys list` shows all."
+            raise Problem(401, "key-invalid", detail)
+        return Caller(key.tenant, frozenset(key.scopes))
+
+    async def _find(self, token: Token) -> ApiKey | None:
+        now = time.monotonic()
+        found_at, key = self._remembered.get(token.key_id, (float("-inf"), None))
+        if key is None or now - found_at > FRESH_S:
+            key = await self._store.find(token.key_id)
+            self._remembered.pop(token.key_id, None)
+            if key is not None:
+                self._remember(key, now)
+        return key if key is not None and key.is_opened_by(token.secret) else None
+
+    def _remember(self, key: ApiKey, now: float) -> None:
+        self._remembered[key.id] = now, key
+        while len(self._remembered) > _MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    async def _has_no_keys(self) -> bool:
+        now = time.monotonic()
+        if self._is_empty is None or now - self._checked_at > FRESH_S:
+            try:
+                self._is_empty = await self._store.is_empty()
+                self._checked_at = now
+            except UNAVAILABLE:
+                if self._is_empty is None:
+                    raise
+        return self._is_empty
+
+
+def _presented(connection: HTTPConnection) -> str | None:
+    """Return the key that the request brings, in the form of either family of clients."""
+    given = connection.headers.get("authorization")
+    if given is None:
+        return connection.headers.get("x-api-key")
+    scheme, _, text = given.partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
+
+
+def _by_link(link: Link | None) -> Caller:
+    if link is None:
+        detail = "This link is not valid any more; ask for a new one with POST /v1/jobs/ID/link."
+        raise Problem(401, "link-invalid", detail)
+    return Caller(link.tenant, frozenset(), link.job)
