@@ -1,0 +1,69 @@
+"""Seeded lives of a fleet: whatever happens, every accepted job ends once, with its tokens."""
+
+import os
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+
+from common.job_store import Append, JobStore, Outcome
+from common.keys import Keys
+from tests.simulation.world import World
+from worker import backend, runner
+
+pytestmark = pytest.mark.anyio
+
+_FIRST = int(os.environ.get("FIRST_SEED", "0"))
+SEEDS = range(_FIRST, _FIRST + int(os.environ.get("SEEDS", "50")))
+
+
+@pytest.fixture(autouse=True)
+def _at_once() -> Iterator[None]:
+    """Nobody waits before trying again: in the simulation the fault is over by then."""
+    with patch.object(backend, "RETRY_S", 0), patch.object(runner, "RETRY_S", 0):
+        yield
+
+
+async def simulate(seed: int, redis: Redis, sync: SyncRedis, keys: Keys) -> None:
+    """Live a seed's life and check it; a failure says how to see it again."""
+    world = World(seed, redis, sync, keys)
+    try:
+        await world.live()
+        await world.settle()
+        await world.check()
+    except AssertionError as error:
+        again = f"FIRST_SEED={seed} SEEDS=1 make hunt"
+        raise AssertionError(f"seed {seed}: {error}; again: {again}") from error
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_life(seed: int, redis: Redis, lease_redis: SyncRedis, keys: Keys) -> None:
+    """Crashes, lost replies, frozen workers, drains and restarts, in any order."""
+    await simulate(seed, redis, lease_redis, keys)
+
+
+async def test_it_finds_a_missing_fence(redis: Redis, lease_redis: SyncRedis, keys: Keys) -> None:
+    """Without the epoch a worker that lost its lease writes on, and the simulation sees it."""
+    append = JobStore.append
+
+    async def unfenced(store: JobStore, appends: list[Append]) -> list[tuple[Outcome, int]]:
+        forged = []
+        for item in appends:
+            position = await store.position(item.job_id)
+            epoch, next_n = position[:2] if position else (item.epoch, item.n)
+            forged.append(Append(item.job_id, epoch, next_n, item.payloads))
+        return await append(store, forged)
+
+    with patch.object(JobStore, "append", unfenced):
+        found = [await _fails(seed, redis, lease_redis, keys) for seed in range(8)]
+    assert any(found)
+
+
+async def _fails(seed: int, redis: Redis, sync: SyncRedis, keys: Keys) -> bool:
+    try:
+        await simulate(seed, redis, sync, Keys(f"{keys.prefix}-{seed}"))
+    except AssertionError:
+        return True
+    return False
