@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from common.keys import Keys
 
+_MARK = "used"  # no ID of a key
 _TOKEN = re.compile(r"hr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -87,22 +88,29 @@ class ApiKeyStore:
             expires_ms=now_ms + round(1000 * lifetime_s) if lifetime_s else 0,
             note=note,
         )
-        await self._redis.hset(self._name, key.id, _encoder.encode(key))  # type: ignore[misc, arg-type]
+        # The mark stays when the last key is revoked: that must not open the door.
+        stored = {_MARK: b"", key.id: _encoder.encode(key)}
+        await self._redis.hset(self._name, mapping=stored)  # type: ignore[misc]
         return key, token
 
     async def find(self, key_id: str) -> ApiKey | None:
-        """Return a key."""
+        """Return a key, None where there is none with this ID."""
         found = await self._redis.hget(self._name, key_id)  # type: ignore[misc]
         return _decoder.decode(found) if found is not None else None
 
     async def all(self) -> list[ApiKey]:
         """Return all keys, the oldest first."""
-        found = await self._redis.hvals(self._name)  # type: ignore[misc]
-        return sorted(map(_decoder.decode, found), key=lambda key: key.created_ms)
+        found = await self._redis.hgetall(self._name)  # type: ignore[misc]
+        stored = [record for key_id, record in found.items() if key_id != _MARK.encode()]
+        return sorted(map(_decoder.decode, stored), key=lambda key: key.created_ms)
 
-    async def is_empty(self) -> bool:
-        """Tell whether there is no key at all."""
+    async def is_unused(self) -> bool:
+        """Tell whether there has been no key since the last ``reset``."""
         return not await self._redis.exists(self._name)
+
+    async def reset(self) -> None:
+        """Delete all keys, as if there had never been one."""
+        await self._redis.delete(self._name)
 
     async def revoke(self, key_id: str) -> bool:
         """Delete a key; return whether there was one."""

@@ -48,6 +48,7 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
                 "Content-Type",
                 "Idempotency-Key",
                 "Last-Event-ID",
+                "X-Api-Key",
                 "X-Request-Id",
             ],
             expose_headers=["Location", "Retry-After", "X-Job-Id", "X-Request-Id"],

@@ -1,8 +1,9 @@
 """Who asks: the tenant and the scopes of a request, from its API key or its signed link.
 
-As long as there are no keys, everybody who reaches a loopback address (or any, with
+As long as there has been no key, everybody who reaches a loopback address (or any, with
 ``--insecure``) is the tenant ``default`` and may do everything. With the first key that is over, on
-every gateway within ``FRESH_S``; a revoked key opens nothing after the same time.
+every gateway within ``FRESH_S``, also when the last one is revoked; a revoked key opens nothing
+after the same time. While Redis is away, what it said last holds, for ``STALE_S`` at most.
 """
 
 import time
@@ -20,8 +21,9 @@ from gateway.links import Link, Links
 TENANT = "default"
 """The tenant of a gateway without API keys."""
 
-FRESH_S = 2.0
+FRESH_S, STALE_S = 2.0, 300.0
 _MAX_REMEMBERED = 10_000
+_NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Doorkeeper:
         self._is_open = is_open
         self._remembered: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
         # Whether there are no keys, as far as Redis has said so.
-        self._checked_at: float = float("-inf")
-        self._is_empty: bool | None = None
+        self._checked_at = _NEVER
+        self._is_unused: bool | None = None
 
     async def look(self) -> None:
         """Learn whether there are keys, so that a Redis that goes away later is no question."""
@@ -63,16 +65,17 @@ class Doorkeeper:
 
     async def identify(self, connection: HTTPConnection) -> Caller:
         """Return who asks; raises ``Problem`` (401) and redis-py's errors."""
+        if self._is_open and await self._has_no_keys():
+            return Caller(TENANT, frozenset(Scope))
         text = _presented(connection)
         if text is not None:
             return await self._by_key(text)
         link = connection.query_params.get("link")
         if link is not None:
             return _by_link(await self._links.read(link))
-        if self._is_open and await self._has_no_keys():
-            return Caller(TENANT, frozenset(Scope))
         detail = (
-            "Send an API key as `Authorization: Bearer hr_…`; `headrace keys create` makes one."
+            "Send an API key as `Authorization: Bearer KEY`, or set HEADRACE_API_KEY for the "
+            "command line; `headrace keys create` makes one."
         )
         raise Problem(401, "key-missing", detail)
 
@@ -86,12 +89,17 @@ class Doorkeeper:
 
     async def _find(self, token: Token) -> ApiKey | None:
         now = time.monotonic()
-        found_at, key = self._remembered.get(token.key_id, (float("-inf"), None))
+        found_at, key = self._remembered.get(token.key_id, (_NEVER, None))
         if key is None or now - found_at > FRESH_S:
-            key = await self._store.find(token.key_id)
-            self._remembered.pop(token.key_id, None)
-            if key is not None:
-                self._remember(key, now)
+            try:
+                key = await self._store.find(token.key_id)
+            except UNAVAILABLE:
+                if key is None or now - found_at > STALE_S:
+                    raise
+            else:
+                self._remembered.pop(token.key_id, None)
+                if key is not None:
+                    self._remember(key, now)
         return key if key is not None and key.is_opened_by(token.secret) else None
 
     def _remember(self, key: ApiKey, now: float) -> None:
@@ -101,14 +109,14 @@ class Doorkeeper:
 
     async def _has_no_keys(self) -> bool:
         now = time.monotonic()
-        if self._is_empty is None or now - self._checked_at > FRESH_S:
+        if self._is_unused is None or now - self._checked_at > FRESH_S:
+            self._checked_at = now  # also where Redis is away: nobody else waits for it
             try:
-                self._is_empty = await self._store.is_empty()
-                self._checked_at = now
+                self._is_unused = await self._store.is_unused()
             except UNAVAILABLE:
-                if self._is_empty is None:
+                if self._is_unused is None:
                     raise
-        return self._is_empty
+        return self._is_unused
 
 
 def _presented(connection: HTTPConnection) -> str | None:

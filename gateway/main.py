@@ -72,11 +72,11 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
     if is_open_door(settings):
         return
     try:
-        is_empty = await api_keys.is_empty()
+        is_unused = await api_keys.is_unused()
     except UNAVAILABLE as error:
         _log.warning("api_keys_unread", error=str(error))
         return
-    if is_empty:
+    if is_unused:
         raise StartupFailed(
             f"--host {settings.host} can be reached from outside and there are no API keys: make "
             "one with `headrace keys create`, bind to 127.0.0.1, or say --insecure if something "

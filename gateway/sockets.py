@@ -18,7 +18,7 @@ from common.errors import Problem
 from gateway import socket_messages as messages
 from gateway.cancellation import cancel_job
 from gateway.dialects import native_ws
-from gateway.problems import redis_unavailable
+from gateway.problems import UNAUTHENTICATED, redis_unavailable
 from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
 from gateway.services import Services, services_of
@@ -31,6 +31,7 @@ MAX_SUBSCRIPTIONS = 1_000
 GOING_AWAY = 1012
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
+POLICY_VIOLATION = 1008
 CLOSE_S = 5.0
 
 
@@ -40,8 +41,10 @@ async def serve(websocket: WebSocket) -> None:
     try:
         services.streams.require_room()
         await services.doorkeeper.identify(websocket)
-    except (Problem, *UNAVAILABLE):
-        await websocket.close(TRY_AGAIN_LATER)  # before the handshake: an HTTP 403
+    except (Problem, *UNAVAILABLE) as error:
+        is_refused = isinstance(error, Problem) and error.status == UNAUTHENTICATED
+        # Before the handshake, where it is an HTTP 403.
+        await websocket.close(POLICY_VIOLATION if is_refused else TRY_AGAIN_LATER)
         return
     await websocket.accept()
     await Socket(websocket, services).run()

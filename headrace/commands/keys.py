@@ -1,6 +1,7 @@
-"""``keys create``, ``list`` and ``revoke``: API keys, made by who can reach Redis."""
+"""``keys create``, ``list``, ``revoke`` and ``reset``: API keys, made by who can reach Redis."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
@@ -13,8 +14,8 @@ from common.connections import command_client
 from common.errors import HeadraceError
 from common.keys import Keys
 from common.names import is_name
-from common.settings import load
-from headrace.addresses import masked
+from common.settings import Settings, load, origins
+from headrace.addresses import lacks_password, masked
 from headrace.data_dir import running_stack
 from headrace.flags import Json, PlainCommand
 from headrace.terminal import note, write_json, write_table
@@ -39,7 +40,9 @@ Tenant = Annotated[str, typer.Option(metavar="NAME", help="Whose jobs and prompt
 Scopes = Annotated[
     list[Scope], typer.Option("--scope", help="What it may do; give it several times.")
 ]
-Days = Annotated[float, typer.Option("--days", metavar="N", min=0, help="It expires then, 0: not.")]
+Days = Annotated[
+    float, typer.Option("--days", metavar="N", min=0, max=36_500, help="It expires then, 0: not.")
+]
 
 
 @_keys.callback()
@@ -57,6 +60,8 @@ def create(
     redis: RedisUrl = "",
 ) -> None:
     """Make a key and print it: it is shown this one time, only its hash is stored."""
+    if not math.isfinite(days):
+        raise typer.BadParameter("a number of days, please", param_hint="--days")
     if not is_name(tenant):
         raise typer.BadParameter(
             "a tenant has letters, digits and ._/:@+- only", param_hint="--tenant"
@@ -113,10 +118,22 @@ def revoke(key_id: KeyId, json: Json = False, redis: RedisUrl = "") -> None:
         note(f"{key_id} is revoked")
 
 
+@_keys.command(cls=PlainCommand)
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, redis: RedisUrl = ""
+) -> None:
+    """Delete all keys: gateways on loopback, or with --insecure, let everybody in again."""
+    if not yes:
+        typer.confirm("Delete all API keys?", abort=True)
+    _with_store(redis, ApiKeyStore.reset)
+    note("there are no keys any more")
+
+
 def _with_store(redis: str, do: Callable[[ApiKeyStore], Awaitable[Result]]) -> Result:
     settings = load()
-    stack = running_stack(settings.data_dir)
-    url = redis or (stack.redis if stack else "") or settings.redis
+    url = redis or _server(settings)
+    if lacks_password(url):
+        raise HeadraceError(f"the password of {url} is not kept; name that server with --redis")
 
     async def run() -> Result:
         client = command_client(url, max_connections=1)
@@ -128,6 +145,14 @@ def _with_store(redis: str, do: Callable[[ApiKeyStore], Awaitable[Result]]) -> R
             await client.aclose()
 
     return asyncio.run(run())
+
+
+def _server(settings: Settings) -> str:
+    """Return the server of the settings, or, where they name none, that of a running stack."""
+    stack = running_stack(settings.data_dir.expanduser())
+    if origins()["redis"] == "default" and stack is not None and stack.redis:
+        return stack.redis
+    return settings.redis
 
 
 def _entry(key: ApiKey) -> dict[str, object]:

@@ -19,9 +19,9 @@ def store(redis: Redis, keys: Keys) -> ApiKeyStore:
 
 async def test_a_key_is_opened_by_its_own_secret_only(store: ApiKeyStore) -> None:
     """And found by its ID."""
-    assert await store.is_empty()
+    assert await store.is_unused()
     key, token = await store.create("acme", (Scope.SUBMIT, Scope.READ, Scope.READ), note="laptop")
-    assert not await store.is_empty()
+    assert not await store.is_unused()
     assert await store.find(token.key_id) == key
     assert (key.tenant, key.scopes, key.note) == ("acme", (Scope.READ, Scope.SUBMIT), "laptop")
     assert key.is_opened_by(token.secret)
@@ -55,6 +55,16 @@ async def test_a_revoked_key_is_gone(store: ApiKeyStore) -> None:
     assert not await store.revoke(made[1].id)
     assert {key.id for key in await store.all()} == {made[0].id, made[2].id}
     assert await store.find(made[1].id) is None
+
+
+async def test_only_a_reset_opens_the_door_again(store: ApiKeyStore) -> None:
+    """Revoking the last key is no invitation."""
+    key, _ = await store.create("acme", (Scope.READ,))
+    await store.revoke(key.id)
+    assert await store.all() == []
+    assert not await store.is_unused()
+    await store.reset()
+    assert await store.is_unused()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import httpx2
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from websockets.exceptions import InvalidStatus
 
 from common.api_keys import ApiKeyStore, Scope, Token
@@ -74,7 +75,8 @@ async def as_(gateway: RunningGateway) -> AsyncIterator[As]:
 
 async def test_without_keys_everybody_is_the_default_tenant(as_: As, player: Player) -> None:
     """On a loopback address."""
-    assert (await as_().get("/v1/jobs")).json()["data"] == []
+    for headers in ({}, {"Authorization": "Basic dXNlcjpwYXNz"}, {"X-API-Key": "anything"}):
+        assert (await as_(**headers).get("/v1/jobs")).json()["data"] == []
 
 
 async def test_with_the_first_key_the_door_closes(as_: As, mine: Token) -> None:
@@ -108,23 +110,34 @@ async def test_a_revoked_or_expired_key_opens_nothing(
 ) -> None:
     """From the next look on."""
     assert (await as_(mine).get("/v1/jobs")).status_code == 200
-    await api_keys.create("other", ALL)  # without any, everybody may come in
     await api_keys.revoke(mine.key_id)
     check_problem(await as_(mine).get("/v1/jobs"), 401, "key-invalid")
     _, late = await api_keys.create("mine", ALL, lifetime_s=0.001)
     check_problem(await as_(late).get("/v1/jobs"), 401, "key-invalid")
 
 
-async def test_a_key_is_looked_up_once_in_a_while(
-    gateway: RunningGateway, api_keys: ApiKeyStore, mine: Token
+async def test_what_redis_said_last_holds_while_it_is_away(
+    gateway: RunningGateway, as_: As, mine: Token
 ) -> None:
+    """So that metrics are served, and readers of what is watched here are let in."""
+    assert (await as_(mine).get("/metrics")).status_code == 200
+    away = RedisConnectionError("away")
+    with patch.object(ApiKeyStore, "find", side_effect=away):
+        assert (await as_(mine).get("/metrics")).status_code == 200
+        check_problem(
+            await as_(Token("0" * 12, "a" * 43)).get("/metrics"), 503, "redis-unavailable"
+        )
+        with patch.object(identity, "STALE_S", -1):
+            check_problem(await as_(mine).get("/metrics"), 503, "redis-unavailable")
+
+
+async def test_a_key_is_looked_up_once_in_a_while(as_: As, mine: Token) -> None:
     """Not for every request: Redis has better things to do."""
-    headers = {"Authorization": f"Bearer {mine}"}
-    async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
-        with (
-            patch.object(identity, "FRESH_S", 60),
-            patch.object(ApiKeyStore, "find", autospec=True, side_effect=ApiKeyStore.find) as find,
-        ):
+    client = as_(mine)
+    with patch.object(ApiKeyStore, "find", autospec=True, side_effect=ApiKeyStore.find) as find:
+        assert (await client.get("/v1/jobs")).status_code == 200
+        assert find.call_count == 1
+        with patch.object(identity, "FRESH_S", 60):
             for _ in range(5):
                 assert (await client.get("/v1/jobs")).status_code == 200
     assert find.call_count == 1

@@ -54,7 +54,15 @@ def test_an_unknown_key_cannot_be_revoked(manage: Callable[..., Result]) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--tenant", "a b"), ("--scope", "everything"), ("--days", "-1")]
+    "arguments",
+    [
+        ("--tenant", "a b"),
+        ("--scope", "everything"),
+        ("--days", "-1"),
+        ("--days", "nan"),
+        ("--days", "inf"),
+        ("--days", "3000000"),
+    ],
 )
 def test_wrong_usage(manage: Callable[..., Result], arguments: tuple[str, str]) -> None:
     """Nothing is made of it."""
@@ -67,3 +75,12 @@ def test_a_redis_that_is_away_is_a_line(headrace: Headrace) -> None:
     result = headrace("keys", "list", "--redis", "redis://127.0.0.1:1")
     assert result.exit_code == 1
     assert "redis://127.0.0.1:1" in result.stderr
+
+
+def test_reset_deletes_all(manage: Callable[..., Result]) -> None:
+    """It asks before."""
+    manage("create")
+    assert manage("reset").exit_code == 1
+    assert len(json.loads(manage("list", "--json").stdout)) == 1
+    assert manage("reset", "--yes").exit_code == 0
+    assert json.loads(manage("list", "--json").stdout) == []

@@ -233,5 +233,6 @@ class World:
         except Crashed:
             return False
         finally:
-            await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
-        return True
+            strays = asyncio.all_tasks() - before
+            ends = await asyncio.gather(*strays, return_exceptions=True)
+        return not any(isinstance(end, Crashed) for end in ends)

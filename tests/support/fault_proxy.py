@@ -16,7 +16,6 @@ class FaultProxy:
     def __init__(self, port: int) -> None:
         self.delay_s = 0.0
         self.num_cut = 0
-        self.num_connections = 0
         self._target = port
         self._port = 0
         self._flows = asyncio.Event()
@@ -52,7 +51,6 @@ class FaultProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client."""
-        self.num_connections += 1
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         ends = {writer, server_writer}
         self._open |= ends

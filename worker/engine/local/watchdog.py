@@ -8,6 +8,7 @@ class Watchdog:
 
     Between two looks a process may have been stopped for an hour: then its step is an hour old and
     not at fault, and it gets as many looks as any other.
+    (Ten freezes within one step are ten looks.)
     """
 
     def __init__(self) -> None:

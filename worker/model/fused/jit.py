@@ -1,6 +1,7 @@
 """Compiling Python functions to machine code, and what this processor can do."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +9,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
+import structlog
 from llvmlite import binding
 from numba import types
 
+_log = structlog.get_logger()
+
+_COMPILE_S = 300.0
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FEATURES: Final[dict[str, bool]] = dict(binding.get_host_cpu_features())
@@ -48,13 +53,23 @@ def compile_entry(function: Callable[[Any], None], cache_dir: Path | None) -> in
     """
     if cache_dir is None:
         return _compile(function, None)
-    directory = cache_dir / f"kernels-{_source_digest()}"
-    if not any(directory.rglob("*.nbi")):
-        name = f"from {function.__module__} import {function.__name__} as function"
-        code = f"{name}; from {__name__} import keep; keep(function, {str(directory)!r})"
-        # If that fails, this process compiles for itself.
-        subprocess.run([sys.executable, "-c", code], check=False)  # noqa: S603 - our own code
+    directory = cache_dir / f"kernels-{_digest()}"
+    if not any(directory.rglob("*.nbc")):
+        _compile_elsewhere(function, directory)
     return _compile(function, directory)
+
+
+def _compile_elsewhere(function: Callable[[Any], None], directory: Path) -> None:
+    """Let another process compile; where that fails, this one does it for itself."""
+    name = f"from {function.__module__} import {function.__name__} as function"
+    code = f"{name}; from {__name__} import keep; keep(function, {str(directory)!r})"
+    # -P: modules come from where this process has them, not from the working directory.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-c", code]
+    try:
+        subprocess.run(command, check=True, timeout=_COMPILE_S, env=environment)  # noqa: S603 - ours
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("kernels_not_kept", error=str(error))
 
 
 def keep(function: Callable[[Any], None], directory: str) -> None:
@@ -72,12 +87,18 @@ def _compile(function: Callable[[Any], None], directory: Path | None) -> int:
     return cast("int", compiled(function).address)
 
 
-def _source_digest() -> str:
-    """Return a name for this version of the package.
+def _digest() -> str:
+    """Return a name for this version of the package, its compiler and this processor.
 
     numba looks only at the file of the function that it compiles, not at what that one calls.
     """
-    digest = hashlib.sha256()
+    machine = (
+        numba.__version__,
+        sys.version,
+        binding.get_host_cpu_name(),
+        sorted(_FEATURES.items()),
+    )
+    digest = hashlib.sha256(repr(machine).encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

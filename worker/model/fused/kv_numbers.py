@@ -6,6 +6,7 @@ Compiled Python does not know half floats, so their loops are LLVM instructions.
 from collections.abc import Callable
 from typing import Any, Final
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -43,7 +44,10 @@ def _converter(convert: Callable[[Any, Value, Any], Value], source: Any, target:
 
 
 def _narrow(builder: Any, number: Value, kind: Any) -> Value:
-    return builder.fptrunc(number, kind)
+    """Round; what does not fit becomes NaN, since an infinite key could vanish in the softmax."""
+    rounded = builder.fpext(builder.fptrunc(number, kind), number.type)
+    nothing = builder.fmul(rounded, ir.Constant(number.type, None))  # infinite times 0 is NaN
+    return builder.fptrunc(builder.fadd(rounded, nothing), kind)
 
 
 def _widen(builder: Any, number: Value, kind: Any) -> Value:

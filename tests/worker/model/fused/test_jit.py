@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from worker.model.fused.jit import compile_entry
 from worker.model.fused.memory import carray
@@ -38,5 +39,6 @@ def test_another_process_compiles_what_is_kept(tmp_path: Path, *, is_kept: bool)
 
 def test_without_another_process_it_compiles_too(tmp_path: Path) -> None:
     """A machine that cannot start one more is slower, not broken."""
-    with patch.object(subprocess, "run"):
+    with patch.object(subprocess, "run", side_effect=OSError("no memory")), capture_logs() as said:
         assert _doubled(compile_entry(double, tmp_path)) == 42
+    assert [line["event"] for line in said] == ["kernels_not_kept"]

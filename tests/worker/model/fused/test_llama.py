@@ -176,6 +176,19 @@ def test_a_cache_of_half_floats(changes: dict[str, Any]) -> None:
     assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("end", [20, 19])
+def test_keys_that_half_floats_cannot_hold_show(end: int) -> None:
+    """As NaN, in a chunk and in a single token: an infinite key could vanish in the softmax."""
+    model = make_model("llama", head_dim=64, hidden_size=192)
+    model.network.model.layers[1].self_attn.k_proj.weight *= 1e6
+    fused = FusedLlama(model, make_pool(model, dtype=torch.float16), "none", KERNELS)
+    ids = random_ids(20, seed=9)
+    cuts = [0, end, 20] if end < 20 else [0, 20]
+    parts = [Part(ids, start, stop, _TABLE) for start, stop in pairwise(cuts)]
+    logits = torch.cat([fused.forward(make_batch([part])) for part in parts])
+    assert not torch.isfinite(logits).any()
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 def test_a_broken_weight_shows(quantize: Quantize) -> None:
     """NaN goes through to the logits; quantisation does not make a number of it."""
