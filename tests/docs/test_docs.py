@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from headrace.addresses import free_port
@@ -67,6 +69,13 @@ def run(command: list[str], address: str, data_dir: Path) -> str:
     return done.stdout
 
 
+def until_open(address: str) -> None:
+    """Return when the gateway lets everybody in: it looks for API keys every two seconds."""
+    deadline = time.monotonic() + BLOCK_S
+    while httpx2.get(f"http://{address}/v1/jobs", trust_env=False).status_code != 200:
+        assert time.monotonic() < deadline
+
+
 @pytest.mark.parametrize(("page", "text"), blocks("sh"))
 def test_a_shell_block_runs(page: str, text: str, address: str, data_dir: Path) -> None:
     """A shell block of the docs ends with exit code 0; make's targets exist."""
@@ -77,6 +86,7 @@ def test_a_shell_block_runs(page: str, text: str, address: str, data_dir: Path) 
         return
     script = "set -euo pipefail\n" + text.replace(DEFAULT_ADDRESS, address)
     assert run(["bash", "-c", script], address, data_dir)
+    until_open(address)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
