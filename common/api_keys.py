@@ -94,7 +94,7 @@ class ApiKeyStore:
         return key, token
 
     async def find(self, key_id: str) -> ApiKey | None:
-        """Return a key, None where there is none with this ID."""
+        """Return a key, None where there is none; raises msgspec's error for an unreadable one."""
         found = await self._redis.hget(self._name, key_id)  # type: ignore[misc]
         return _decoder.decode(found) if found is not None else None
 
@@ -114,6 +114,8 @@ class ApiKeyStore:
 
     async def revoke(self, key_id: str) -> bool:
         """Delete a key; return whether there was one."""
+        if key_id == _MARK:
+            return False
         return bool(await self._redis.hdel(self._name, key_id))  # type: ignore[misc]
 
 

@@ -3,7 +3,8 @@
 As long as there has been no key, everybody who reaches a loopback address (or any, with
 ``--insecure``) is the tenant ``default`` and may do everything. With the first key that is over, on
 every gateway within ``FRESH_S``, also when the last one is revoked; a revoked key opens nothing
-after the same time. While Redis is away, what it said last holds, for ``STALE_S`` at most.
+after the same time. While Redis is away, a key that it knew opens for ``STALE_S`` more, and a door
+that was open stays so: without Redis there is little behind it.
 """
 
 import time
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 from starlette.requests import HTTPConnection
 
 from common.api_keys import ApiKey, ApiKeyStore, Scope, Token, read_token
@@ -81,7 +83,11 @@ class Doorkeeper:
 
     async def _by_key(self, text: str) -> Caller:
         token = read_token(text)
-        key = await self._find(token) if token is not None else None
+        try:
+            key = await self._find(token) if token is not None else None
+        except msgspec.MsgspecError as error:
+            detail = "This API key was made by another version of Headrace; make a new one."
+            raise Problem(502, "key-unreadable", detail) from error
         if key is None or key.is_expired(time.time_ns() // 1_000_000):
             detail = "This API key is unknown, expired or revoked; `headrace keys list` shows all."
             raise Problem(401, "key-invalid", detail)

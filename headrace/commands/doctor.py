@@ -10,12 +10,12 @@ from redis.exceptions import RedisError
 
 from common.connections import command_client
 from common.keys import Keys
-from common.settings import Settings, load, origins
+from common.settings import Settings, load
 from headrace import checks
 from headrace.addresses import lacks_password, masked
 from headrace.checks import Check, Level
 from headrace.client import Client
-from headrace.data_dir import running_stack
+from headrace.default_server import default_server
 from headrace.errors import ClientError, Unreachable
 from headrace.flags import Json, Url
 from headrace.terminal import write, write_json
@@ -43,16 +43,8 @@ def doctor(json: Json = False, url: Url = "") -> None:
 
 
 async def _examine(settings: Settings, url: str) -> list[Check]:
-    found = await _redis(_server(settings), Keys(settings.key_prefix))
+    found = await _redis(default_server(settings), Keys(settings.key_prefix))
     return [*found, await _gateway(url), _gpu(settings.device)]
-
-
-def _server(settings: Settings) -> str:
-    """Return the server to look at: the one of the settings, or that of a running stack."""
-    stack = running_stack(settings.data_dir.expanduser())
-    if origins()["redis"] == "default" and stack is not None and stack.redis:
-        return stack.redis
-    return settings.redis
 
 
 async def _redis(server: str, keys: Keys) -> list[Check]:

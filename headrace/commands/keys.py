@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 from redis.exceptions import RedisError
 
@@ -14,9 +15,9 @@ from common.connections import command_client
 from common.errors import HeadraceError
 from common.keys import Keys
 from common.names import is_name
-from common.settings import Settings, load, origins
+from common.settings import load
 from headrace.addresses import lacks_password, masked
-from headrace.data_dir import running_stack
+from headrace.default_server import default_server
 from headrace.flags import Json, PlainCommand
 from headrace.terminal import note, write_json, write_table
 
@@ -131,7 +132,7 @@ def reset(
 
 def _with_store(redis: str, do: Callable[[ApiKeyStore], Awaitable[Result]]) -> Result:
     settings = load()
-    url = redis or _server(settings)
+    url = redis or default_server(settings)
     if lacks_password(url):
         raise HeadraceError(f"the password of {url} is not kept; name that server with --redis")
 
@@ -141,18 +142,12 @@ def _with_store(redis: str, do: Callable[[ApiKeyStore], Awaitable[Result]]) -> R
             return await do(ApiKeyStore(client, Keys(settings.key_prefix)))
         except (RedisError, OSError) as error:
             raise HeadraceError(f"no Redis answers at {masked(url)}: {error}") from error
+        except msgspec.MsgspecError as error:
+            raise HeadraceError("a key was made by another version: upgrade this one") from error
         finally:
             await client.aclose()
 
     return asyncio.run(run())
-
-
-def _server(settings: Settings) -> str:
-    """Return the server of the settings, or, where they name none, that of a running stack."""
-    stack = running_stack(settings.data_dir.expanduser())
-    if origins()["redis"] == "default" and stack is not None and stack.redis:
-        return stack.redis
-    return settings.redis
 
 
 def _entry(key: ApiKey) -> dict[str, object]:

@@ -62,6 +62,7 @@ async def test_only_a_reset_opens_the_door_again(store: ApiKeyStore) -> None:
     key, _ = await store.create("acme", (Scope.READ,))
     await store.revoke(key.id)
     assert await store.all() == []
+    assert not await store.revoke("used")
     assert not await store.is_unused()
     await store.reset()
     assert await store.is_unused()

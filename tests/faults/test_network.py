@@ -1,7 +1,8 @@
 """The network between Redis and a process: cut, slow, silent, broken off in mid-reply."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,10 +40,17 @@ async def expected(fleet: Fleet) -> str:
     return story.text
 
 
-async def test_a_worker_whose_connections_are_cut_goes_on(
-    fleet: Fleet, proxy: FaultProxy, expected: str
+BREAKS: dict[str, Callable[[FaultProxy], None]] = {
+    "cut": FaultProxy.cut,
+    **{f"reply-{length}": partial(FaultProxy.truncate, length=length) for length in (0, 1, 3, 20)},
+}
+
+
+@pytest.mark.parametrize("break_off", BREAKS.values(), ids=BREAKS.keys())
+async def test_a_worker_whose_connections_break_goes_on(
+    fleet: Fleet, proxy: FaultProxy, expected: str, break_off: Callable[[FaultProxy], None]
 ) -> None:
-    """Again and again, in the middle of appends: nothing is lost, repeated or taken over."""
+    """Between commands or in mid-reply, when Redis has done what was asked and nobody knows."""
     await fleet.start(gateways=0, workers=1, redis=proxy.url)
     job_id = await fleet.submit(PROMPT)
     reader = SseReader(job_id)
@@ -50,27 +58,7 @@ async def test_a_worker_whose_connections_are_cut_goes_on(
         group.create_task(reader.read(fleet.urls[0]))
         for length in (5, 15, 25, 35):
             await reader.has(length)
-            proxy.cut()
-    story = await fleet.story(job_id)
-    assert proxy.num_cut, "the fault has not bitten"
-    assert (story.outline, story.text) == (UNDISTURBED, expected)
-    story.check(reader.seen)
-    await fleet.check_at_rest()
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 20])
-async def test_a_reply_that_breaks_off_is_asked_for_again(
-    fleet: Fleet, proxy: FaultProxy, expected: str, length: int
-) -> None:
-    """Redis has done what was asked; the worker cannot know, and asking again changes nothing."""
-    await fleet.start(gateways=0, workers=1, redis=proxy.url)
-    job_id = await fleet.submit(PROMPT)
-    reader = SseReader(job_id)
-    async with within(30), asyncio.TaskGroup() as group:
-        group.create_task(reader.read(fleet.urls[0]))
-        for place in (10, 20, 30):
-            await reader.has(place)
-            proxy.truncate(length)
+            break_off(proxy)
     story = await fleet.story(job_id)
     assert proxy.num_cut, "the fault has not bitten"
     assert (story.outline, story.text) == (UNDISTURBED, expected)

@@ -71,7 +71,7 @@ class Paths:
                 if trial.passes(network, is_quantized=path.quantize != "none"):
                     return PagedModel(network, pool, number, path)
                 reason = "over paged blocks it computes something else"
-            except (UnsupportedAttention, RuntimeError, NotImplementedError) as error:
+            except (UnsupportedAttention, RuntimeError) as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             _log.warning("path_refused", path=path.name, reason=reason)
             refusals.append(f"{path.name}: {reason}")

@@ -16,8 +16,6 @@ from tests.worker.model.fused.models import (
     NUM_BLOCKS,
     Part,
     make_batch,
-    make_model,
-    make_pool,
     random_ids,
 )
 from worker.kv.pool import KvPool
@@ -87,17 +85,6 @@ class Cards:
         self._capturing = graph
         yield
         self._capturing = None
-
-
-@pytest.fixture
-def generic() -> GenericNetwork:
-    """A small Llama over blocks full of NaN."""
-    model = make_model("llama")
-    network = GenericNetwork(model.network)
-    with torch.inference_mode():
-        network.measure()
-    network.attach(make_pool(model))
-    return network
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.model.fused.models import BLOCK_TOKENS, make_model, make_pool
+from tests.worker.model.fused.models import BLOCK_TOKENS
 from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork
 from worker.model.trial import LENGTH, Trial
@@ -34,17 +34,6 @@ class Wrong:
     def forward(self, batch: Batch) -> Tensor:
         """Run the batch, wrongly."""
         return self._after(batch, self._network.forward(self._before(batch)))
-
-
-@pytest.fixture
-def generic() -> GenericNetwork:
-    """A small Llama over fresh blocks full of NaN: what is not written is not known."""
-    model = make_model("llama")
-    network = GenericNetwork(model.network)
-    with torch.inference_mode():
-        network.measure()
-    network.attach(make_pool(model))
-    return network
 
 
 @pytest.fixture
