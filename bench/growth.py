@@ -1,7 +1,8 @@
 """``python -m bench.growth``: how speed and memory grow with context length and batch size.
 
 Every point is a fresh process with a freshly loaded engine, so that its memory is its own: a batch
-of prompts of one length, all submitted at once, each continued by some tokens. Prefill tok/s is all
+of prompts of one length, all submitted at once, each continued by so many tokens that all of them
+decode together before the first one ends. Prefill tok/s is all
 prompt tokens ÷ the time until the last request has its first token. Decode tok/s counts while all
 requests decode. The KV cache is what the engine says its blocks in use take. Points with more than
 ``--budget`` tokens are left out.
@@ -32,6 +33,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PLOT = Path("bench/growth.svg")
 LOGS = Path("bench/out/growth")
 INTERRUPTED = 130
+STEP_TOKENS = 400  # fewer than one step prefills: how long the first request waits for the last
 
 COLUMNS = ("prompt tokens", "batch", "prefill tok/s", "decode tok/s", "memory MB", "KV cache MB")
 
@@ -75,7 +77,9 @@ def measure(
     for length, batch in grid:
         _say(f"{batch} x {length} tokens")
         try:
-            point, note = _point(model, _ask(model, length, batch, max_tokens), float32=float32)
+            until_all_decode = length * batch // STEP_TOKENS
+            ask = _ask(model, length, batch, max_tokens + until_all_decode)
+            point, note = _point(model, ask, float32=float32)
             points.append(point)
         except ContenderFailed as failed:
             failures.append(f"{batch} x {length}: {failed}")
@@ -158,7 +162,7 @@ def _say(line: str) -> None:
 def main(
     *,
     budget: Annotated[int, typer.Option(help="Most tokens of a point.")] = 32_768,
-    max_tokens: Annotated[int, typer.Option(help="New tokens of each request.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="New tokens that all make together.")] = 32,
     float32: Annotated[bool, typer.Option(help="fp32 instead of the default.")] = False,
     plot: Annotated[Path, typer.Option(help="Where the plot is written.")] = PLOT,
     quick: Annotated[bool, typer.Option(help="Three points, 8 tokens, no plot.")] = False,

@@ -16,6 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from common.keys import Keys
+from common.limits import NO_LIMITS, Limits
 
 _MARK = "used"  # no ID of a key
 _TOKEN = re.compile(r"hr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
@@ -30,7 +31,10 @@ class Scope(StrEnum):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """What is stored of a key. Times are milliseconds; ``expires_ms`` 0 is never."""
+    """What is stored of a key. Times are milliseconds; ``expires_ms`` 0 is never.
+
+    ``limits`` are those of the tenant, as far as they are set; the gateway's own hold for the rest.
+    """
 
     id: str
     tenant: str
@@ -39,6 +43,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     created_ms: int
     expires_ms: int = 0
     note: str = ""
+    limits: Limits = Limits()
 
     def is_opened_by(self, secret: str) -> bool:
         """Tell whether this is the key's secret, in a time that says nothing of it."""
@@ -74,7 +79,13 @@ class ApiKeyStore:
         self._name = keys.api_keys
 
     async def create(
-        self, tenant: str, scopes: tuple[Scope, ...], *, lifetime_s: float = 0, note: str = ""
+        self,
+        tenant: str,
+        scopes: tuple[Scope, ...],
+        *,
+        lifetime_s: float = 0,
+        note: str = "",
+        limits: Limits = NO_LIMITS,
     ) -> tuple[ApiKey, Token]:
         """Store a new key; return it with its token, which nobody can read again."""
         token = Token(secrets.token_hex(6), secrets.token_urlsafe(32))
@@ -87,6 +98,7 @@ class ApiKeyStore:
             created_ms=now_ms,
             expires_ms=now_ms + round(1000 * lifetime_s) if lifetime_s else 0,
             note=note,
+            limits=limits,
         )
         # The mark stays when the last key is revoked: that must not open the door.
         stored = {_MARK: b"", key.id: _encoder.encode(key)}

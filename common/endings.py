@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from common.dead_letters import UNREADABLE, WORKER_LOST
+from common.deadlines import passed
 from common.emitted import num_emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
 from common.job_store import JobStore, Outcome, Snapshot
@@ -34,8 +36,13 @@ def cancelled(snapshot: Snapshot) -> Cancelled:
 
 def expired(snapshot: Snapshot) -> Expired:
     """Return the end of a job whose deadline passed while it waited."""
-    usage = usage_so_far(snapshot.events)
-    return Expired(FinishReason.EXPIRED, usage=usage, attempts=snapshot.record.attempts)
+    record = snapshot.record
+    return Expired(
+        FinishReason.EXPIRED,
+        usage=usage_so_far(snapshot.events),
+        attempts=record.attempts,
+        error=passed(record.spec, record.queue_s),
+    )
 
 
 def worker_lost(snapshot: Snapshot) -> Failed:
@@ -49,7 +56,7 @@ def worker_lost(snapshot: Snapshot) -> Failed:
         FinishReason.ERROR,
         usage=usage_so_far(snapshot.events),
         attempts=record.attempts,
-        error=ErrorInfo("worker-lost", detail),
+        error=ErrorInfo(WORKER_LOST, detail),
     )
 
 
@@ -64,7 +71,7 @@ def choose_end(
     losses = record.losses + (record.state is JobState.RUNNING and record.owner != worker_id)
     if record.cancel:
         return cancelled(snapshot)
-    if now_ms >= record.deadline_ms:
+    if now_ms >= record.due_ms:
         return expired(snapshot)
     return worker_lost(snapshot) if max_losses is not None and losses >= max_losses else None
 
@@ -96,7 +103,7 @@ async def end_unreadable(store: JobStore, job_id: str, error: Exception) -> bool
     True when this call wrote the end.
     """
     detail = f"The job's record cannot be read by this version of Headrace: {error}"
-    end = Failed(FinishReason.ERROR, error=ErrorInfo("record-unreadable", detail))
+    end = Failed(FinishReason.ERROR, error=ErrorInfo(UNREADABLE, detail))
     for _ in range(_TRIES):
         position = await store.position(job_id)
         if position is None:
@@ -115,4 +122,8 @@ async def end_overdue(store: JobStore, lanes: Lanes, now_ms: int) -> None:
             await end_idle(store, job_id, lambda latest: choose_end(latest, now_ms))
         except msgspec.MsgspecError as error:
             await end_unreadable(store, job_id, error)
-        await lanes.forget(job_id)
+        deadline_ms = await store.deadline_ms(job_id)
+        if deadline_ms is None:
+            await lanes.settle(job_id)
+        else:  # it started in time; or it moves, and who moves it sees its deadline
+            await lanes.postpone(job_id, deadline_ms)

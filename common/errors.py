@@ -7,6 +7,9 @@ HeadraceError
 └── LeaseLapsed (lanes), TakeoverMismatch and RequestFailed (worker.engine): beside their owners
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 URN = "urn:headrace:problem:"
 
 
@@ -18,17 +21,25 @@ class Problem(HeadraceError):
     """A refusal that a client can act on.
 
     ``type`` is stable (the last part of the problem's URN), ``detail`` says in one sentence what
-    is wrong and what to do. ``retry_after_s`` is set where waiting helps.
+    is wrong and what to do. ``retry_after_s`` is set where waiting helps. ``headers`` go with the
+    answer.
     """
 
     def __init__(
-        self, status: int, type_: str, detail: str, *, retry_after_s: float | None = None
+        self,
+        status: int,
+        type_: str,
+        detail: str,
+        *,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.type = type_
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
     @property
     def urn(self) -> str:

@@ -10,8 +10,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from common.deadlines import due_ms
 from common.events import STATE_OF_END, Ended, Event, Retrying, decode_event, encode_event
-from common.jobs import TERMINAL, JobSpec, JobState, decode_spec, encode_spec
+from common.jobs import ACTIVE, TERMINAL, JobSpec, JobState, decode_spec, encode_spec
 from common.keys import JobKeys, Keys
 from common.scripts import Argument, Script
 
@@ -19,11 +20,11 @@ _log = structlog.get_logger()
 
 LOG_PAGE = 1024
 
-_SUBMIT = Script("submit", events=True)
-_START = Script("start", events=True)
-_APPEND = Script("append", events=True)
-_FINISH = Script("finish", events=True)
-_REQUEUE = Script("requeue", events=True)
+_SUBMIT = Script("submit", shared="events")
+_START = Script("start", shared="events")
+_APPEND = Script("append", shared="events")
+_FINISH = Script("finish", shared="events")
+_REQUEUE = Script("requeue", shared="events")
 _CANCEL = Script("cancel")
 
 
@@ -96,6 +97,17 @@ class JobRecord:
         """Tell whether the terminal event is in the log."""
         return self.state in TERMINAL
 
+    @property
+    def queue_s(self) -> float | None:
+        """How long it waited for its first start, None before that."""
+        return (self.started_ms - self.created_ms) / 1000 if self.started_ms else None
+
+    @property
+    def due_ms(self) -> int:
+        """When its next deadline is."""
+        is_started = self.started_ms > 0
+        return due_ms(self.spec, self.created_ms, self.deadline_ms, is_started=is_started)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -159,6 +171,7 @@ class JobStore:
         that every later start builds on the same one.
         """
         keys = self._keys.job(record.id)
+        run_s = record.spec.run_deadline_s
         args: list[Argument] = [
             keys.live,
             worker_id,
@@ -166,6 +179,7 @@ class JobStore:
             record.next,
             encode_event(started),
             base,
+            "" if run_s is None else round(run_s * 1000),
         ]
         reply = await _START.run(self._redis, [keys.record, keys.log], args)
         outcome = Outcome(reply[0].decode())
@@ -241,6 +255,12 @@ class JobStore:
             return None
         epoch, next_n, retention_ms = (int(field) for field in fields)
         return epoch, next_n, retention_ms
+
+    async def deadline_ms(self, job_id: str) -> int | None:
+        """Return when an unfinished job must be done, None for an ended or a missing one."""
+        names = ["state", "deadline_ms"]
+        state, deadline = await self._redis.hmget(self._keys.job(job_id).record, names)  # type: ignore[misc]
+        return int(deadline) if state is not None and state.decode() in ACTIVE else None
 
     async def records(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
         """Return many job records in one round trip; None for a lost or an unreadable one."""

@@ -81,7 +81,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     all. ``n`` answers are made from one prompt. ``logprobs`` (None: none) is how many alternatives
     are reported beside each chosen token. ``echo`` puts the prompt before the answer.
     ``allow_reset`` lets an engine that cannot continue an answer begin it anew. Durations are
-    seconds. New fields go last, with a default.
+    seconds, see ``common.deadlines``. New fields go last, with a default.
     """
 
     model: str
@@ -103,6 +103,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     echo: bool = False
     allow_reset: bool = False
+    queue_deadline_s: float | None = None
+    run_deadline_s: float | None = None
 
     @property
     def builds_on_stored(self) -> bool:

@@ -14,6 +14,13 @@ key                               type     what                                 
 ``{m:MODEL}:lane:orphans``        stream   job IDs that lost their worker         until it is empty
 ``{m:MODEL}:lanes``               set      the suffixes of the lanes that exist   until it is empty
 ``{m:MODEL}:ring:PRIO``           zset     tenants with waiting work, by turn     until it is empty
+``{m:MODEL}:turns:PRIO``          zset     the ring's time; turns of who left it  an hour of silence
+``{m:MODEL}:full:PRIO``           set      tenants whose slots are all in use     until it is empty
+``{m:MODEL}:owners``              hash     tenants of unfinished jobs             until it is empty
+``{m:MODEL}:slots``               set      unfinished jobs that have a slot       until it is empty
+``{m:MODEL}:tenants``             hash     each tenant's jobs, slots and share    until it is empty
+``{m:MODEL}:bucket:TENANT``       hash     tokens a tenant may still ask for      a minute
+``{m:MODEL}:dead``                stream   dead letters                           a week
 ``{m:MODEL}:affinity``            zset     workers with such a lane, by steal_at  until it is empty
 ``{m:MODEL}:jobs``                zset     unfinished jobs by deadline (ms)       until it is empty
 ``{m:MODEL}:workers``             zset     workers by lease deadline (ms)         until it is empty
@@ -74,6 +81,10 @@ class ModelKeys:
     bell: str
     affinity: str
     draining: str
+    owners: str
+    slots: str
+    tenants: str
+    dead: str
 
     def lane(self, suffix: str) -> str:
         """Return the stream of a lane: ``orphans``, ``PRIO:TENANT`` or ``worker:WORKER``."""
@@ -86,6 +97,20 @@ class ModelKeys:
     def ring(self, priority: Priority) -> str:
         """Return the ring of the tenants that wait at this priority."""
         return f"{self.prefix}:ring:{priority}"
+
+    def bucket(self, tenant: str) -> str:
+        """Return the bucket of the tokens that a tenant may ask for in a minute."""
+        return f"{self.prefix}:bucket:{tenant}"
+
+    @property
+    def turns(self) -> list[str]:
+        """Return what ``_tenants.lua`` takes first: who has what, and whose turn it is."""
+        rings = [
+            f"{self.prefix}:{name}:{priority}"
+            for priority in Priority
+            for name in ("ring", "turns", "full")
+        ]
+        return [self.jobs, self.owners, self.slots, self.tenants, *rings]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +140,10 @@ class Keys:
             bell=f"{tag}:bell",
             affinity=f"{tag}:affinity",
             draining=f"{tag}:draining",
+            owners=f"{tag}:owners",
+            slots=f"{tag}:slots",
+            tenants=f"{tag}:tenants",
+            dead=f"{tag}:dead",
         )
 
     def worker(self, worker_id: str) -> str:

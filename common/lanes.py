@@ -7,18 +7,25 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from common.dead_letters import LETTERS_TTL_S, MAX_LETTERS, Letter, encode_letter
 from common.errors import HeadraceError
 from common.jobs import Priority
 from common.keys import ORPHANS, Keys
+from common.limits import Admission, Limits, Verdict
 from common.scripts import Argument, Script
 
 SWEEP_LIMIT = 100
 STEAL_LIMIT = 16
 """How many other workers' lanes one look for late work sees, the longest overdue first."""
 
-_ENQUEUE = Script("enqueue")
-_CLAIM = Script("claim")
-_RELEASE = Script("release")
+AGEING_S = 60.0
+"""How much longer a job must have waited to go before one of the next higher priority."""
+
+_ADMIT = Script("admit")
+_ENQUEUE = Script("enqueue", shared="tenants")
+_CLAIM = Script("claim", shared="tenants")
+_RELEASE = Script("release", shared="tenants")
+_SETTLE = Script("settle", shared="tenants")
 _ORPHAN = Script("orphan")
 _RETIRE = Script("retire")
 
@@ -61,6 +68,23 @@ class Lanes:
         self._redis = redis
         self._keys = keys.model(model)
 
+    async def admit(
+        self, tenant: str, limits: Limits, max_queued: int, num_tokens: int
+    ) -> Admission:
+        """Ask whether a job of so many tokens may come, and take them from the tenant's minute.
+
+        ``max_queued`` is how many jobs of the model may wait. Requests that ask at the same moment
+        may pass the limits on waiting jobs by their number.
+        """
+        keys = [self._keys.jobs, self._keys.slots, self._keys.tenants, self._keys.bucket(tenant)]
+        args: list[Argument] = [tenant, max_queued]
+        args += [limits.max_queued, limits.tokens_per_minute, num_tokens]
+        reply = await _ADMIT.run(self._redis, keys, args)
+        verdict, jobs_left, tokens_left, wait_ms = reply
+        return Admission(
+            Verdict(verdict.decode()), int(jobs_left), int(tokens_left), int(wait_ms) / 1000
+        )
+
     async def enqueue(
         self,
         job_id: str,
@@ -68,17 +92,16 @@ class Lanes:
         priority: Priority,
         deadline_ms: int,
         affinity: Affinity | None = None,
+        limits: Limits | None = None,
     ) -> bool:
         """Put the job into its tenant's lane, or for a while into that of its prompt's holder.
 
-        False when it is there already.
+        ``limits`` are the tenant's from now on; without them its old ones stay. False when the job
+        is in a lane already.
         """
-        suffix = f"{priority}:{tenant}"
         keys = [
-            self._keys.jobs,
+            *self._keys.turns,
             self._keys.lanes,
-            self._keys.lane(suffix),
-            self._keys.ring(priority),
             self._keys.workers,
             self._keys.affinity,
             self._keys.draining,
@@ -87,9 +110,10 @@ class Lanes:
             self._keys.bell,
             job_id,
             deadline_ms,
-            suffix,
+            priority,
             tenant,
             self._keys.lane(""),
+            *((limits.weight, limits.max_running) if limits else ("", "")),
         ]
         if affinity is not None:
             keys.append(self._keys.prompt(tenant, affinity.prompt_id))
@@ -99,11 +123,10 @@ class Lanes:
 
     async def claim(self, worker_id: str, count: int) -> list[Claim]:
         """Claim up to ``count`` (≥ 1) jobs; raises ``LeaseLapsed`` for a swept worker."""
-        priorities = list(Priority)
-        keys = [self._keys.workers, self._keys.affinity, self._keys.draining]
+        keys = [*self._keys.turns, self._keys.workers, self._keys.affinity, self._keys.draining]
         keys.append(self._keys.lane(ORPHANS))
-        keys += [self._keys.ring(priority) for priority in priorities]
-        args: list[Argument] = [worker_id, count, self._keys.lane(""), STEAL_LIMIT, *priorities]
+        ageing_ms = round(AGEING_S * 1000)
+        args: list[Argument] = [worker_id, count, self._keys.lane(""), STEAL_LIMIT, ageing_ms]
         reply = await _CLAIM.run(self._redis, keys, args)
         if reply[0] == b"LAPSED":
             raise LeaseLapsed(worker_id)
@@ -111,10 +134,16 @@ class Lanes:
             Claim(job.decode(), lane.decode(), entry.decode()) for lane, entry, job in reply[1:]
         ]
 
-    async def release(self, worker_id: str, claim: Claim) -> bool:
-        """Acknowledge and delete the entry; False when the worker no longer holds it."""
-        keys = [self._keys.jobs, self._keys.lanes, self._keys.lane(claim.lane)]
-        args: list[Argument] = [worker_id, claim.entry, claim.job_id, claim.lane]
+    async def release(self, worker_id: str, claim: Claim, letter: Letter | None = None) -> bool:
+        """Acknowledge and delete the entry; False when the worker no longer holds it.
+
+        The letter is for a job that was given up: it goes to the dead letters.
+        """
+        keys = [*self._keys.turns, self._keys.lanes, self._keys.lane(claim.lane)]
+        args: list[Argument] = [worker_id, claim.entry, claim.job_id, claim.lane, self._keys.bell]
+        if letter is not None:
+            keys.append(self._keys.dead)
+            args += [encode_letter(letter), MAX_LETTERS, round(LETTERS_TTL_S * 1000)]
         return bool(await _RELEASE.run(self._redis, keys, args) == b"OK")
 
     async def retire(self, worker_id: str) -> None:
@@ -160,9 +189,17 @@ class Lanes:
         found = await self._redis.zrangebyscore(self._keys.jobs, "-inf", now_ms, 0, limit)
         return [job.decode() for job in found]
 
-    async def forget(self, job_id: str) -> None:
-        """Take an ended job off the list of unfinished ones; its entry goes when it is claimed."""
-        await self._redis.zrem(self._keys.jobs, job_id)
+    async def settle(self, job_id: str) -> None:
+        """Take an ended job off the unfinished ones; its entry goes when it is claimed."""
+        await _SETTLE.run(self._redis, self._keys.turns, [job_id, self._keys.bell])
+
+    async def postpone(self, job_id: str, deadline_ms: int) -> None:
+        """Let an unfinished job be overdue at another time."""
+        await self._redis.zadd(self._keys.jobs, {job_id: deadline_ms}, xx=True)
+
+    async def knows(self, job_id: str) -> bool:
+        """Tell whether the job is an unfinished one that has been enqueued."""
+        return await self._redis.zscore(self._keys.jobs, job_id) is not None
 
     async def unfinished(self) -> int:
         """Return how many jobs of the model are queued or running."""

@@ -16,13 +16,13 @@ Argument = str | bytes | int | float
 
 
 class Script:
-    """A script by name. ``events=True`` gives it the functions that write events."""
+    """A script by name, behind the functions that it shares with others (``_SHARED.lua``)."""
 
-    def __init__(self, name: str, *, events: bool = False) -> None:
+    def __init__(self, name: str, *, shared: str = "") -> None:
         folder = resources.files("common").joinpath("lua")
-        shared = folder.joinpath("_events.lua").read_text() if events else ""
+        prelude = folder.joinpath(f"_{shared}.lua").read_text() if shared else ""
         self.name = name
-        self.text = shared + folder.joinpath(f"{name}.lua").read_text()
+        self.text = prelude + folder.joinpath(f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, redis: Redis, keys: Sequence[str], args: Iterable[Argument]) -> Any:

@@ -54,7 +54,16 @@ class Settings(BaseSettings):
     )
     retention_s: Seconds = Field(3600, description="how long a finished job can be read")
     max_deadline_s: Seconds = Field(86_400, description="longest (and default) life of a job")
-    max_queued: Count = Field(10_000, description="unfinished jobs per model, above it 429")
+    max_queued: Count = Field(100_000, description="waiting jobs per model, above it 429")
+    tenant_max_queued: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        10_000, description="waiting jobs per tenant and model, where its key says nothing; 0 = any"
+    )
+    tenant_max_running: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="running jobs per tenant and model, where its key says nothing; 0 = any"
+    )
+    tenant_tokens_per_minute: Annotated[int, Field(ge=0, le=10**12)] = Field(
+        0, description="tokens a tenant may ask for, where its key says nothing; 0 = any number"
+    )
     max_body_bytes: int = Field(4 * 1024**2, ge=1024, description="largest request body or message")
     ping_s: Seconds = Field(5, description="longest silence on a stream")
     write_timeout_s: Seconds = Field(

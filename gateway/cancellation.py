@@ -30,7 +30,7 @@ async def cancel_job(services: Services, tenant: str, job_id: str) -> CancelledJ
         await services.redis.publish(services.keys.worker_ctl(owner), job_id)
         return CancelledJob(job_id, state, "running")
     if await end_idle(services.store, job_id, _end_unless_taken(owner)):
-        await Lanes(services.redis, services.keys, record.spec.model).forget(job_id)
+        await Lanes(services.redis, services.keys, record.spec.model).settle(job_id)
         return CancelledJob(job_id, JobState.CANCELLED, "queued")
     # A worker took it meanwhile and sees the flag, or it has just ended.
     latest = await services.store.record(job_id)

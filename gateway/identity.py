@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from common.api_keys import ApiKey, ApiKeyStore, Scope, Token, read_token
 from common.connections import UNAVAILABLE
 from common.errors import Problem
+from common.limits import NO_LIMITS, Limits
 from gateway.links import Link, Links
 
 TENANT = "default"
@@ -35,6 +36,7 @@ class Caller:
     tenant: str
     scopes: frozenset[Scope]
     job: str = ""
+    limits: Limits = NO_LIMITS
 
     def require(self, scope: Scope) -> None:
         """Raise ``Problem`` unless the caller may do this."""
@@ -91,7 +93,7 @@ class Doorkeeper:
         if key is None or key.is_expired(time.time_ns() // 1_000_000):
             detail = "This API key is unknown, expired or revoked; `headrace keys list` shows all."
             raise Problem(401, "key-invalid", detail)
-        return Caller(key.tenant, frozenset(key.scopes))
+        return Caller(key.tenant, frozenset(key.scopes), limits=key.limits)
 
     async def _find(self, token: Token) -> ApiKey | None:
         now = time.monotonic()

@@ -26,7 +26,7 @@ from gateway.reading import (
 from gateway.relay import is_overdue, job_not_found
 from gateway.replies import json_response
 from gateway.schemas import JobRequest, LinkView
-from gateway.services import Services, services_of, tenant_of
+from gateway.services import Services, caller_of, services_of, tenant_of
 from gateway.submission import accept
 from gateway.views import events_url, job_url, job_view, rfc3339
 from gateway.watch import Signal
@@ -39,17 +39,17 @@ _decoder = msgspec.json.Decoder(JobRequest)
 
 async def submit(request: Request) -> Response:
     """``POST /v1/jobs``: 202 with the job, or 200 with its event stream."""
-    services, tenant = services_of(request), tenant_of(request)
+    services, caller = services_of(request), caller_of(request)
     body = await read_body(request, services.settings.max_body_bytes)
     job = decode_json(body, _decoder)
     key = read_idempotency_key(request.headers.get("idempotency-key"))
-    acceptance = await accept(services, tenant, job, key)
+    acceptance = await accept(services, caller, job, key)
     accepted = acceptance.job
     if job.stream or "text/event-stream" in request.headers.get("accept", ""):
         # The job is accepted by now: where its stream cannot be had, the answer is still 202.
         with contextlib.suppress(Problem, *UNAVAILABLE):
-            return await open_stream(services, tenant, accepted.id, after=-1)
-    headers = {"Location": job_url(accepted.id), "X-Job-Id": accepted.id}
+            return await open_stream(services, caller.tenant, accepted.id, after=-1)
+    headers = {**acceptance.headers, "Location": job_url(accepted.id), "X-Job-Id": accepted.id}
     if acceptance.replayed:
         headers["Idempotency-Replayed"] = "true"
     return json_response(accepted, 202, headers)

@@ -251,4 +251,4 @@ class Relay:
 
 def is_overdue(record: JobRecord, now_ms: int) -> bool:
     """Tell whether the workers had their chance to end the job at its deadline."""
-    return not record.is_ended and now_ms > record.deadline_ms + OVERDUE_GRACE_MS
+    return not record.is_ended and now_ms > record.due_ms + OVERDUE_GRACE_MS

@@ -102,6 +102,17 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     allow_reset: Annotated[
         bool, Meta(description="Let an engine that cannot continue an answer begin it anew.")
     ] = False
+    queue_deadline_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Seconds until the job must have started, or it expires."),
+    ] = None
+    run_deadline_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Seconds that the job may run from its first start, or it expires."),
+    ] = None
+    durable: Annotated[bool, Meta(description="Accept the job only once Redis has it on disk.")] = (
+        False
+    )
 
 
 class SubmittedJob(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from common.errors import Problem
 from gateway import socket_messages as messages
 from gateway.cancellation import cancel_job
 from gateway.dialects import native_ws
+from gateway.identity import Caller
 from gateway.problems import UNAUTHENTICATED, redis_unavailable
 from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
@@ -122,32 +123,32 @@ class Socket:
     async def _handle(self, message: messages.FromClient) -> messages.ToClient:
         match message:
             case messages.Submit():
-                return await self._submit(message, await self._tenant(Scope.SUBMIT))
+                return await self._submit(message, await self._caller(Scope.SUBMIT))
             case messages.Subscribe():
-                tenant = await self._tenant(Scope.READ)
+                tenant = (await self._caller(Scope.READ)).tenant
                 await self._subscribe(tenant, read_job_id(message.job), message.after)
                 return messages.Subscribed(message.job, message.after, message.ref)
             case messages.Unsubscribe():
                 await self._unsubscribe(message.job)
                 return messages.Unsubscribed(message.job, message.ref)
             case messages.Cancel():
-                tenant = await self._tenant(Scope.SUBMIT)
+                tenant = (await self._caller(Scope.SUBMIT)).tenant
                 met = await cancel_job(self._services, tenant, read_job_id(message.job))
                 return messages.CancelAnswer(met.id, met.status, met.cancelled, message.ref)
 
-    async def _tenant(self, scope: Scope) -> str:
+    async def _caller(self, scope: Scope) -> Caller:
         """Return who asks, each time anew: the key may have been revoked since."""
         caller = await self._services.doorkeeper.identify(self._websocket)
         caller.require(scope)
-        return caller.tenant
+        return caller
 
-    async def _submit(self, message: messages.Submit, tenant: str) -> messages.ToClient:
+    async def _submit(self, message: messages.Submit, caller: Caller) -> messages.ToClient:
         key = read_idempotency_key(message.idempotency_key)
         if message.subscribe:
             self._require_room()  # before the job is accepted
-        job = (await accept(self._services, tenant, message.job, key)).job
+        job = (await accept(self._services, caller, message.job, key)).job
         if message.subscribe and job.id not in self._cursors:
-            await self._subscribe_accepted(tenant, job.id)
+            await self._subscribe_accepted(caller.tenant, job.id)
         return messages.Submitted(job.id, job.status, job.model, message.ref)
 
     async def _subscribe_accepted(self, tenant: str, job_id: str) -> None:

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 import msgspec
 
+from common.deadlines import due_ms
 from common.errors import Problem
 from common.events import Accepted
 from common.job_store import NewJob, Submitted
 from common.jobs import ACTIVE, JobSpec, JobState, Sampling
 from common.lanes import Affinity, Lanes
+from common.limits import Limits
 from common.names import idempotent_job_id, random_job_id
+from common.settings import Settings
+from gateway.identity import Caller
 from gateway.model_choice import choose_model
 from gateway.prompts import check_stored
+from gateway.rate_limits import headers, num_tokens, refusal, too_large
 from gateway.reading import check_job_request
 from gateway.schemas import JobRequest, SubmittedJob
 from gateway.services import Services
@@ -25,14 +30,18 @@ INDEX_MARGIN_S = 3_600
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An accepted job. ``replayed``: an earlier request with the same key had created it."""
+    """An accepted job. ``replayed``: an earlier request with the same key had created it.
+
+    ``headers`` tell what the tenant has left.
+    """
 
     job: SubmittedJob
     replayed: bool
+    headers: dict[str, str]
 
 
 async def accept(
-    services: Services, tenant: str, request: JobRequest, idempotency_key: str | None
+    services: Services, caller: Caller, request: JobRequest, idempotency_key: str | None
 ) -> Acceptance:
     """Make the job durable and let it wait for a worker; raises ``Problem``.
 
@@ -40,61 +49,80 @@ async def accept(
     gateway began.
     """
     check_job_request(request)
-    job_id = random_job_id()
-    if idempotency_key is not None:
-        job_id = idempotent_job_id(await services.secret.get(), tenant, idempotency_key)
+    tenant, limits = caller.tenant, _limits(services.settings, caller.limits)
     spec = _spec(request, await choose_model(services, request.model), services)
-    lanes = Lanes(services.redis, services.keys, spec.model)
-    known_id = job_id if idempotency_key else None
-    await asyncio.gather(
-        _admit(services, lanes, known_id), _check_stored(services, tenant, spec, known_id)
-    )
+    job_id, is_known = await _name(services, tenant, idempotency_key)
+    told: dict[str, str] = {}
+    if not is_known:  # what an earlier request has passed may have changed since, perhaps by it
+        await check_stored(services, tenant, spec)
+        lanes = Lanes(services.redis, services.keys, spec.model)
+        told = await _admit(services, lanes, tenant, request, limits)
 
-    new = NewJob(
-        id=job_id,
-        tenant=tenant,
-        spec=spec,
-        fingerprint=_fingerprint(request),
-        incarnation=secrets.token_hex(4),
-        retention_s=services.settings.retention_s,
-    )
-    submitted = await services.store.submit(new, Accepted(job_id, spec.model))
-    if submitted.fingerprint != new.fingerprint:
-        detail = "This Idempotency-Key was used with another payload; use a new key for a new job."
-        raise Problem(422, "idempotency-key-reused", detail)
+    submitted = await _create(services, tenant, job_id, spec, _fingerprint(request))
     if not submitted.created:
         spec = await _stored_spec(services, job_id, spec)
     if submitted.state in ACTIVE:
         lanes = Lanes(services.redis, services.keys, spec.model)
+        due = due_ms(spec, submitted.created_ms, submitted.deadline_ms, is_started=False)
         affinity = _affinity(spec, services)
         await asyncio.gather(
-            lanes.enqueue(job_id, tenant, spec.priority, submitted.deadline_ms, affinity),
+            lanes.enqueue(job_id, tenant, spec.priority, due, affinity, limits),
             _index(services, tenant, job_id, submitted),
         )
     services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
-    return Acceptance(_answer(job_id, spec.model, submitted), replayed=not submitted.created)
+    answer = _answer(job_id, spec.model, submitted)
+    return Acceptance(answer, replayed=not submitted.created, headers=told)
 
 
-async def _admit(services: Services, lanes: Lanes, known_id: str | None) -> None:
-    limit = services.settings.max_queued
-    if await lanes.unfinished() < limit:
-        return
-    if known_id is not None and await services.store.position(known_id) is not None:
-        return  # a repeated request adds nothing
-    services.metrics.jobs_refused.inc()
-    detail = f"{limit} jobs of this model are unfinished, which is the limit; try again later."
-    raise Problem(429, "too-many-jobs", detail, retry_after_s=5)
+async def _create(
+    services: Services, tenant: str, job_id: str, spec: JobSpec, fingerprint: str
+) -> Submitted:
+    """Write the record and event 0, unless an earlier request of the same payload has."""
+    new = NewJob(
+        id=job_id,
+        tenant=tenant,
+        spec=spec,
+        fingerprint=fingerprint,
+        incarnation=secrets.token_hex(4),
+        retention_s=services.settings.retention_s,
+    )
+    submitted = await services.store.submit(new, Accepted(job_id, spec.model))
+    if submitted.fingerprint != fingerprint:
+        detail = "This Idempotency-Key was used with another payload; use a new key for a new job."
+        raise Problem(422, "idempotency-key-reused", detail)
+    return submitted
 
 
-async def _check_stored(
-    services: Services, tenant: str, spec: JobSpec, known_id: str | None
-) -> None:
-    try:
-        await check_stored(services, tenant, spec)
-    except Problem:
-        # The first request was in time: what it built on may have changed since, perhaps by it.
-        if known_id is None or await services.store.position(known_id) is None:
-            raise
+async def _name(services: Services, tenant: str, idempotency_key: str | None) -> tuple[str, bool]:
+    """Return the job's ID, and whether an earlier request has made it."""
+    if idempotency_key is None:
+        return random_job_id(), False
+    job_id = idempotent_job_id(await services.secret.get(), tenant, idempotency_key)
+    return job_id, await services.store.position(job_id) is not None
+
+
+def _limits(settings: Settings, limits: Limits) -> Limits:
+    """Return a tenant's limits, the gateway's own where its key does not say."""
+    return Limits(
+        limits.max_queued or settings.tenant_max_queued,
+        limits.max_running or settings.tenant_max_running,
+        limits.tokens_per_minute or settings.tenant_tokens_per_minute,
+        limits.weight,
+    )
+
+
+async def _admit(
+    services: Services, lanes: Lanes, tenant: str, request: JobRequest, limits: Limits
+) -> dict[str, str]:
+    """Return what the answer tells of the tenant's limits; raises ``Problem`` beyond them."""
+    tokens, max_queued = num_tokens(request), services.settings.max_queued
+    if problem := too_large(limits, tokens):
+        raise problem
+    admission = await lanes.admit(tenant, limits, max_queued, tokens)
+    if problem := refusal(limits, admission, max_queued):
+        services.metrics.jobs_refused.inc()
+        raise problem
+    return headers(limits, admission)
 
 
 def _affinity(spec: JobSpec, services: Services) -> Affinity | None:
@@ -129,6 +157,8 @@ def _spec(request: JobRequest, model: str, services: Services) -> JobSpec:
         logprobs=request.logprobs,
         echo=request.echo,
         allow_reset=request.allow_reset,
+        queue_deadline_s=request.queue_deadline_s,
+        run_deadline_s=request.run_deadline_s,
     )
 
 

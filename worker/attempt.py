@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from common.deadlines import passed
 from common.emitted import NOTHING, emitted_choices
 from common.events import (
     Cancelled,
@@ -140,7 +141,7 @@ class AttemptLog:
             return self._build_end(Cancelled, finished)
         choices = tuple(map(_expired, finished.choices))
         late = replace(finished, reason=FinishReason.EXPIRED, choices=choices)
-        return self._build_end(Expired, late)
+        return self._build_end(Expired, late, passed(self.request.spec, self.grant.queue_s))
 
     def _build_end(
         self,

@@ -5,9 +5,10 @@ import asyncio
 import msgspec
 import structlog
 
+from common.dead_letters import UNREADABLE, Letter, letter_of
 from common.emitted import emitted_choices
 from common.endings import choose_end, end_idle, end_unreadable
-from common.events import Started
+from common.events import ErrorInfo, Started
 from common.job_store import Outcome, Snapshot
 from common.lanes import Claim
 from common.token_ids import unpack_ids
@@ -37,14 +38,20 @@ class Starter:
         except msgspec.MsgspecError as error:
             _log.error("record_unreadable", job=claim.job_id, error=str(error))
             await end_unreadable(self._backend.store, claim.job_id, error)
-            await self._backend.lanes.release(holder, claim)
+            letter = await self._unreadable(claim.job_id, error)
+            await self._backend.lanes.release(holder, claim, letter)
             return None
+
+    async def _unreadable(self, job_id: str, error: Exception) -> Letter:
+        tenant = await self._backend.store.owner(job_id) or ""
+        return Letter(job_id, tenant, ErrorInfo(UNREADABLE, str(error)))
 
     async def _start_or_end(self, claim: Claim, holder: str) -> AttemptLog | None:
         while True:
             snapshot = await self._backend.store.snapshot(claim.job_id)
             if snapshot is None or snapshot.record.is_ended:
-                await self._backend.lanes.release(holder, claim)
+                letter = letter_of(snapshot) if snapshot else None
+                await self._backend.lanes.release(holder, claim, letter)
                 return None
             if await self._end_instead(snapshot, holder):
                 continue

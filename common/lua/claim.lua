@@ -1,36 +1,27 @@
 -- Claim up to count jobs: orphans first, then those that wait for this worker, then high, normal,
 -- low, one tenant after another in each; then those that wait for a worker that is dead, drains or is
--- too slow.
--- KEYS workers, affinity, draining, prefix:lane:orphans, then ring:high, ring:normal, ring:low
--- ARGV worker, count, lane prefix, how many other workers' lanes to look at, then the names of the
---      rings' priorities
+-- too slow. A job of a lower priority goes first when it has waited ageing_ms longer for every step.
+-- KEYS those of _tenants, then workers, affinity, draining, prefix:lane:orphans
+-- ARGV worker, count, lane prefix, how many other workers' lanes to look at, ageing_ms
 -- -> LAPSED | OK, {suffix, entry, job}, ...
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return { 'LAPSED' } end
+local WORKERS, AFFINITY, DRAINING = 14, 15, 16
+local PRIORITIES = { 'high', 'normal', 'low' }
+if not redis.call('ZSCORE', KEYS[WORKERS], ARGV[1]) then return { 'LAPSED' } end
 local claimed, wanted = { 'OK' }, tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 
 local function read(suffix, count)
   local lane = ARGV[3] .. suffix
-  if redis.call('EXISTS', lane) == 0 then return 0 end
+  if redis.call('EXISTS', lane) == 0 then return end
   local reply = redis.call('XREADGROUP', 'GROUP', 'workers', ARGV[1], 'COUNT', count,
     'STREAMS', lane, '>')
-  if not reply then return 0 end
+  if not reply then return end
   for _, entry in ipairs(reply[1][2]) do
-    claimed[#claimed + 1] = { suffix, entry[1], entry[2][2] } -- its first field is the job
-  end
-  return #reply[1][2]
-end
-
-local function read_ring(ring, priority)
-  while wanted > 0 do
-    local tenant = redis.call('ZRANGE', ring, 0, 0)[1]
-    if not tenant then return end
-    if read(priority .. ':' .. tenant, 1) == 0 then
-      redis.call('ZREM', ring, tenant) -- nothing waits; enqueue puts the tenant back
-    else
-      wanted = wanted - 1
-      local last = redis.call('ZRANGE', ring, -1, -1, 'WITHSCORES')
-      redis.call('ZADD', ring, tonumber(last[2]) + 1, tenant)
-    end
+    local job = entry[2][2] -- its first field is the job
+    take_slot(job)
+    claimed[#claimed + 1] = { suffix, entry[1], job }
+    wanted = wanted - 1
   end
 end
 
@@ -45,39 +36,77 @@ local function peek(lane)
   end
 end
 
+-- Return the tenant whose turn it is, when that is, and since when its next job waits.
+local function head(priority)
+  local ring = RINGS[priority]
+  while true do
+    local found = redis.call('ZRANGE', KEYS[ring], 0, 0, 'WITHSCORES')
+    local tenant, turn = found[1], tonumber(found[2])
+    if not tenant then return nil end
+    local entry = peek(ARGV[3] .. priority .. ':' .. tenant)
+    if entry and has_free_slot(tenant) then
+      return { priority = priority, tenant = tenant, turn = turn,
+        since = tonumber(string.match(entry[1], '%d+')) }
+    end
+    leave_ring(ring, tenant, turn) -- enqueue, or a slot that becomes free, puts it back
+    if entry then redis.call('SADD', KEYS[ring + 2], tenant) end
+  end
+end
+
+local function next_head()
+  local best, least
+  for step, priority in ipairs(PRIORITIES) do
+    local found = head(priority)
+    local rank = found and step * tonumber(ARGV[5]) + found.since
+    if found and (not best or rank < least) then best, least = found, rank end
+  end
+  return best
+end
+
+local function serve(found)
+  local ring = RINGS[found.priority]
+  read(found.priority .. ':' .. found.tenant, 1)
+  local weight = of_tenant('weight', found.tenant)
+  if weight == 0 then weight = 1 end
+  redis.call('ZADD', KEYS[ring], found.turn + 1 / weight, found.tenant)
+  redis.call('ZADD', KEYS[ring + 1], found.turn, '')
+  redis.call('ZREMRANGEBYSCORE', KEYS[ring + 1], '-inf', '(' .. string.format('%.17g', found.turn))
+  redis.call('PEXPIRE', KEYS[ring + 1], TURNS_MS)
+end
+
 -- Read the lane of a worker. Its place in the affinity set is that of its next entry.
 local function read_worker(worker, count)
   local suffix = 'worker:' .. worker
-  wanted = wanted - read(suffix, count)
+  read(suffix, count)
   local waiting = peek(ARGV[3] .. suffix)
   if waiting then
     local steal_at = waiting[2][4] -- job, its ID, steal_at, the time
-    if redis.call('SISMEMBER', KEYS[3], worker) == 1 then steal_at = 0 end
-    redis.call('ZADD', KEYS[2], steal_at, worker)
+    if redis.call('SISMEMBER', KEYS[DRAINING], worker) == 1 then steal_at = 0 end
+    redis.call('ZADD', KEYS[AFFINITY], steal_at, worker)
   else
-    redis.call('ZREM', KEYS[2], worker)
+    redis.call('ZREM', KEYS[AFFINITY], worker)
   end
 end
 
 -- Return a worker whose next entry anybody may take.
-local function find_late(now)
-  local owners = redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[4]) - 1, 'WITHSCORES')
+local function find_late()
+  local owners = redis.call('ZRANGE', KEYS[AFFINITY], 0, tonumber(ARGV[4]) - 1, 'WITHSCORES')
   for i = 1, #owners, 2 do
-    local lease = tonumber(redis.call('ZSCORE', KEYS[1], owners[i]) or 0)
+    local lease = tonumber(redis.call('ZSCORE', KEYS[WORKERS], owners[i]) or 0)
     if tonumber(owners[i + 1]) <= now or lease <= now then return owners[i] end
   end
 end
 
-wanted = wanted - read('orphans', wanted)
-if wanted > 0 and redis.call('ZSCORE', KEYS[2], ARGV[1]) then read_worker(ARGV[1], wanted) end
-for i = 5, #KEYS do
-  read_ring(KEYS[i], ARGV[i])
+local function while_wanted(find, take)
+  while wanted > 0 do
+    local found = find()
+    if not found then return end
+    take(found)
+  end
 end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
-while wanted > 0 do
-  local owner = find_late(now)
-  if not owner then break end
-  read_worker(owner, 1)
-end
+
+read('orphans', wanted)
+if wanted > 0 and redis.call('ZSCORE', KEYS[AFFINITY], ARGV[1]) then read_worker(ARGV[1], wanted) end
+while_wanted(next_head, serve)
+while_wanted(find_late, function(owner) read_worker(owner, 1) end)
 return claimed

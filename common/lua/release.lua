@@ -1,14 +1,21 @@
--- Acknowledge and delete a lane entry, if this worker still owns it. An empty lane goes.
--- KEYS jobs, lanes, lane   ARGV worker, entry, job, lane suffix
+-- Acknowledge and delete a lane entry, if this worker still owns it. An empty lane goes. A letter
+-- tells of a job that was given up, once.
+-- KEYS those of _tenants, then lanes, lane; with a letter also dead
+-- ARGV worker, entry, job, lane suffix, bell; with a letter also its text, the most letters, ttl_ms
 -- -> OK | NOT_OWNER
-if redis.call('EXISTS', KEYS[3]) == 0 then return 'NOT_OWNER' end
-local pending = redis.call('XPENDING', KEYS[3], 'workers', ARGV[2], ARGV[2], 1, ARGV[1])
+local LANES, LANE, DEAD = 14, 15, 16
+if redis.call('EXISTS', KEYS[LANE]) == 0 then return 'NOT_OWNER' end
+local pending = redis.call('XPENDING', KEYS[LANE], 'workers', ARGV[2], ARGV[2], 1, ARGV[1])
 if #pending == 0 then return 'NOT_OWNER' end
-redis.call('XACK', KEYS[3], 'workers', ARGV[2])
-redis.call('XDEL', KEYS[3], ARGV[2])
-redis.call('ZREM', KEYS[1], ARGV[3])
-if redis.call('XLEN', KEYS[3]) == 0 then
-  redis.call('DEL', KEYS[3])
-  redis.call('SREM', KEYS[2], ARGV[4])
+redis.call('XACK', KEYS[LANE], 'workers', ARGV[2])
+redis.call('XDEL', KEYS[LANE], ARGV[2])
+if redis.call('XLEN', KEYS[LANE]) == 0 then
+  redis.call('DEL', KEYS[LANE])
+  redis.call('SREM', KEYS[LANES], ARGV[4])
 end
+if ARGV[6] then
+  redis.call('XADD', KEYS[DEAD], 'MAXLEN', '~', ARGV[7], '*', 'letter', ARGV[6])
+  redis.call('PEXPIRE', KEYS[DEAD], ARGV[8])
+end
+settle(ARGV[3], ARGV[5])
 return 'OK'

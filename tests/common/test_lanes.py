@@ -273,7 +273,7 @@ async def test_overdue_jobs_are_found_by_their_deadline(lanes: Lanes) -> None:
         await lanes.enqueue(job_id, TENANT, Priority.NORMAL, deadline_ms)
     assert await lanes.overdue(40) == ["latest", "late", "later"]
     assert await lanes.overdue(40, limit=1) == ["latest"]
-    await lanes.forget("latest")
+    await lanes.settle("latest")
     assert await lanes.overdue(40) == ["late", "later"]
 
 
@@ -282,7 +282,7 @@ async def test_a_forgotten_job_leaves_with_its_claim(
 ) -> None:
     """Forget takes a job off the list only; its entry goes when a worker has claimed it."""
     await _enqueue(lanes, "j1")
-    await lanes.forget("j1")
+    await lanes.settle("j1")
     assert await lanes.unfinished() == 0
     [claim] = await lanes.claim("w1", 1)
     assert await lanes.release("w1", claim)

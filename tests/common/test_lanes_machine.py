@@ -24,6 +24,7 @@ from common.connections import command_client
 from common.jobs import Priority
 from common.keys import GROUP, ORPHANS, Keys
 from common.lanes import Affinity, Claim, Lanes, LeaseLapsed
+from common.limits import Limits
 from common.prompts import Commit, PromptIndex
 from tests.support.jobs import MODEL
 from tests.support.leaks import clear, find_keys
@@ -34,6 +35,7 @@ SWEEP_LIMIT = 3
 HOUR_S = 3600.0
 LONG_MS = 3_600_000
 TENANT = "a"
+BOUNDED, MAX_RUNNING = "b", 2
 WAITING = ""
 
 T = TypeVar("T")
@@ -69,6 +71,8 @@ class LanesMachine(RuleBasedStateMachine):
         self.redis: Redis = command_client(self.url)
         self.lanes = Lanes(self.redis, self.keys, MODEL)
         self.holder: dict[str, str] = {}
+        self.tenants: dict[str, str] = {}  # of every job that ever was
+        self.slots: set[str] = set()  # jobs that were claimed, and have not been released
         self.held_by: dict[str, Claim] = {}
         self.prompts = PromptIndex(self.redis, self.keys, MODEL)
         self.waits_for: dict[str, str] = {}
@@ -120,8 +124,10 @@ class LanesMachine(RuleBasedStateMachine):
         for _ in range(count):
             job = f"j{self.num_jobs}"
             self.num_jobs += 1
-            assert self.run(self.lanes.enqueue(job, tenant, priority, FAR_MS))
+            limits = Limits(max_running=MAX_RUNNING if tenant == BOUNDED else 0)
+            assert self.run(self.lanes.enqueue(job, tenant, priority, FAR_MS, limits=limits))
             self.holder[job] = WAITING
+            self.tenants[job] = tenant
 
     @rule(count=st.integers(1, 4), index=st.integers(0, 9))
     def enqueue_prompt(self, count: int, index: int) -> None:
@@ -133,6 +139,7 @@ class LanesMachine(RuleBasedStateMachine):
             affinity = Affinity(owner.id, HOUR_S)
             assert self.run(self.lanes.enqueue(job, TENANT, Priority.LOW, FAR_MS, affinity))
             self.holder[job] = WAITING
+            self.tenants[job] = TENANT
             if owner.alive:
                 self.waits_for[job] = owner.id
 
@@ -152,7 +159,14 @@ class LanesMachine(RuleBasedStateMachine):
         living = {other.id for other in self.workers if other.alive and other is not worker}
         kept = [owner for owner in self.waits_for.values() if owner in living]
         num_late = sum(owner in self.late for owner in set(kept))
-        return len(self.jobs_of(WAITING)) - len(kept) + num_late
+        waiting = self.jobs_of(WAITING)
+        return len(waiting) - len(kept) + num_late - self.num_too_many(waiting)
+
+    def num_too_many(self, waiting: list[str]) -> int:
+        """Return how many waiting jobs of the bounded tenant would be more than it may run."""
+        num_free = MAX_RUNNING - sum(self.tenants[job] == BOUNDED for job in self.slots)
+        fresh = [job for job in waiting if self.tenants[job] == BOUNDED and job not in self.slots]
+        return max(0, len(fresh) - num_free)
 
     @precondition(lambda self: self.holder)
     @rule(index=st.integers(0, 99), tenant=st.sampled_from("ab"))
@@ -187,6 +201,7 @@ class LanesMachine(RuleBasedStateMachine):
                 self.late.discard(owner)
             self.holder[claim.job_id] = worker.id
             self.held_by[claim.job_id] = claim
+            self.slots.add(claim.job_id)
         worker.claims += claims
 
     @rule(index=st.integers(0, 9), which=st.integers(0, 99))
@@ -200,6 +215,7 @@ class LanesMachine(RuleBasedStateMachine):
         assert self.run(self.lanes.release(worker.id, claim)) == holds
         if holds:
             del self.holder[claim.job_id]
+            self.slots.discard(claim.job_id)
 
     @rule(index=st.integers(0, 9))
     def sweep(self, index: int) -> None:
@@ -246,12 +262,20 @@ class LanesMachine(RuleBasedStateMachine):
             if lane.decode() != ORPHANS and any(holder == WAITING for _, holder in found):
                 kind, _, whose = lane.decode().partition(":")
                 ring = keys.affinity if kind == "worker" else keys.ring(Priority(kind))
-                assert await self.redis.zscore(ring, whose) is not None
+                has_turn = await self.redis.zscore(ring, whose) is not None
+                is_full = await self.redis.sismember(f"{keys.prefix}:full:{kind}", whose)  # type: ignore[misc]
+                assert has_turn != bool(is_full)
         assert sorted(places) == sorted(self.holder.items())
         owners = await self.redis.zrange(keys.affinity, 0, -1)
         assert {owner.decode() for owner in owners} == set(self.waits_for.values())
         jobs = await self.redis.zrange(keys.jobs, 0, -1)
         assert {job.decode() for job in jobs} == set(self.holder)
+        for tenant in (TENANT, BOUNDED):
+            names = [f"jobs:{tenant}", f"slots:{tenant}"]
+            counted = await self.redis.hmget(keys.tenants, names)  # type: ignore[misc]
+            own = [job for job in self.holder if self.tenants[job] == tenant]
+            assert int(counted[0] or 0) == len(own)
+            assert int(counted[1] or 0) >= len(self.slots.intersection(own))
         workers = await self.redis.zrange(keys.workers, 0, -1)
         assert {w.decode() for w in workers} == {w.id for w in self.workers if not w.swept}
 
@@ -284,17 +308,21 @@ class LanesMachine(RuleBasedStateMachine):
                 self.swept(worker)
         self.join()
         last = self.workers[-1]
-        claims = self.run(self.lanes.claim(last.id, self.num_jobs + 1))
-        assert sorted(claim.job_id for claim in claims) == sorted(self.holder)
-        for claim in claims:
-            assert self.run(self.lanes.release(last.id, claim))
+        done: list[str] = []
+        while claims := self.run(self.lanes.claim(last.id, self.num_jobs + 1)):
+            for claim in claims:
+                assert self.run(self.lanes.release(last.id, claim))
+            done += [claim.job_id for claim in claims]
+        assert sorted(done) == sorted(self.holder)
         self.swept_clean(last)
 
     def swept_clean(self, last: Worker) -> None:
         """Only the last worker's lease is left in Redis."""
         left = self.run(find_keys(self.redis, self.keys.prefix))
-        stored = {self.keys.model(MODEL).prompt(TENANT, w.id).encode() for w in self.workers}
-        assert set(left) - stored == {self.keys.model(MODEL).workers.encode()}
+        keys = self.keys.model(MODEL)
+        may_stay = {keys.prompt(TENANT, worker.id).encode() for worker in self.workers}
+        may_stay |= {f"{keys.prefix}:turns:{priority}".encode() for priority in Priority}
+        assert set(left) - may_stay == {keys.workers.encode()}
         assert self.run(self.lanes.claim(last.id, 1)) == []
 
 

@@ -13,11 +13,13 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
-from common.events import Accepted, Retrying, Started
+from common.dead_letters import Letter
+from common.events import Accepted, ErrorInfo, Retrying, Started
 from common.job_store import Append, JobStore, Outcome
 from common.jobs import Priority
 from common.keys import Keys
 from common.lanes import Affinity, Lanes, LeaseLapsed
+from common.limits import Limits
 from common.prompts import Commit, PromptIndex
 from common.registry import Heartbeat, Registry
 from common.scripts import Script
@@ -39,10 +41,14 @@ from tests.support.servers import STARTABLE, Backend, Server, free_port
 from tests.support.waiting import eventually
 
 LUA = resources.files("common").joinpath("lua")
-NAMES = {Path(str(file)).stem for file in LUA.iterdir()} - {"_events"}
-WITH_EVENTS = {"append", "finish", "requeue", "start", "submit"}
-SCRIPTS = {name: Script(name, events=name in WITH_EVENTS) for name in NAMES}
+NAMES = {Path(str(file)).stem for file in LUA.iterdir()} - {"_events", "_tenants"}
+SHARED = {
+    **dict.fromkeys(("append", "finish", "requeue", "start", "submit"), "events"),
+    **dict.fromkeys(("claim", "enqueue", "release", "settle"), "tenants"),
+}
+SCRIPTS = {name: Script(name, shared=SHARED.get(name, "")) for name in NAMES}
 FAR_MS = 2**42
+LETTER = Letter("l0", TENANT, ErrorInfo("worker-lost", "gone"))
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,28 @@ async def _tell_of_lanes(fleet: Fleet) -> list[Any]:
     told.append(await lanes.sweep("w1"))
     told += [await _lapses(lanes, worker_id) for worker_id in ("w1", "w2")]
     told += [await lanes.depths(), await lanes.unfinished(), await lanes.overdue(FAR_MS)]
+    await lanes.settle("j4")
+    told += [await lanes.knows("j4"), await lanes.unfinished()]
+    told += await _tell_of_limits(lanes)
     told.append([worker.info for worker in await fleet.registry.workers()])
+    return told
+
+
+async def _tell_of_limits(lanes: Lanes) -> list[Any]:
+    """Let a tenant with limits ask for more than it may; returns all answers that are no times."""
+    limits = Limits(max_queued=1, max_running=1, tokens_per_minute=100, weight=2)
+    told: list[Any] = []
+    for tenant, max_queued, tokens in [("t", 99, 60), ("t", 99, 60), ("t", 1, 1)]:
+        admission = await lanes.admit(tenant, limits, max_queued, tokens)
+        told.append((admission.verdict, admission.jobs_left))
+    told += [
+        await lanes.enqueue(job, "t", Priority.LOW, FAR_MS, limits=limits) for job in ("l0", "l1")
+    ]
+    told.append((await lanes.admit("t", limits, 99, 1)).verdict)
+    for _ in range(2):
+        claims = [claim for claim in await lanes.claim("w2", 99) if claim.job_id in ("l0", "l1")]
+        told.append([claim.job_id for claim in claims])
+        told += [await lanes.release("w2", claim, LETTER) for claim in claims]
     return told
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from common.api_keys import Scope
 from common.connections import UNAVAILABLE
 from common.job_store import JobStore
 from common.jobs import FinishReason
@@ -14,6 +15,7 @@ from common.keys import Keys
 from common.registry import Heartbeat, Registry
 from common.settings import Settings
 from gateway.cancellation import cancel_job
+from gateway.identity import Caller
 from gateway.metrics import Metrics
 from gateway.schemas import JobRequest
 from gateway.secret import SharedSecret
@@ -193,7 +195,8 @@ class SimulatedGateway:
     async def submit(self, tenant: str, key: str, max_tokens: int) -> str:
         """Accept a job; return its ID."""
         request = JobRequest(prompt="Once", max_tokens=max_tokens)
-        return (await accept(self._services, tenant, request, key)).job.id
+        caller = Caller(tenant, frozenset(Scope))
+        return (await accept(self._services, caller, request, key)).job.id
 
     async def cancel(self, tenant: str, job_id: str) -> None:
         """Cancel a job."""

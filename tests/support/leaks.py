@@ -8,6 +8,8 @@ UNEXPIRING = {
     r"\{m:[^}]+\}:lane:.+": "jobs nobody has finished; an empty lane is deleted",
     r"\{m:[^}]+\}:lanes": "the lanes that exist; the set goes with its last member",
     r"\{m:[^}]+\}:ring:(high|normal|low)": "tenants with waiting work; goes with the last one",
+    r"\{m:[^}]+\}:full:(high|normal|low)": "tenants that wait for a slot; goes with the last one",
+    r"\{m:[^}]+\}:(owners|slots|tenants)": "of unfinished jobs; goes with the last one",
     r"\{m:[^}]+\}:affinity": "workers with waiting work of their own; goes with the last one",
     r"\{m:[^}]+\}:draining": "workers that leave; goes with the last one",
     r"\{m:[^}]+\}:jobs": "unfinished jobs; goes with the last one",
