@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 URN = "urn:headrace:problem:"
+STREAM_DIVERGED = "stream-diverged"
+"""The type of the problem that makes a reader's cursor worthless."""
 
 
 class HeadraceError(Exception):

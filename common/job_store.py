@@ -224,6 +224,18 @@ class JobStore:
         reply = await _FINISH.run(self._redis, [keys.record, keys.log], args)
         return Outcome(reply[0].decode()), int(reply[1])
 
+    async def reach_disk(self, job_id: str, timeout_s: float) -> bool:
+        """Return whether all that was written so far is in the server's append-only file.
+
+        Raises ``ResponseError`` for a server that has none, or is older than Redis 7.2.
+        """
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            # WAITAOF speaks of its own connection's writes; the file has all earlier ones before.
+            pipeline.hset(self._keys.job(job_id).record, "durable", "1")
+            pipeline.execute_command("WAITAOF", 1, 0, round(timeout_s * 1000))
+            _, (num_local, _) = await pipeline.execute()
+        return bool(num_local)
+
     async def cancel(self, job_id: str) -> tuple[Outcome, JobState | None, str]:
         """Set the durable cancel flag; returns (OK, CLOSED or GONE; the state; the owner)."""
         reply = await _CANCEL.run(self._redis, [self._keys.job(job_id).record], [])

@@ -34,6 +34,7 @@ key                               type     what                                 
 ``jobs:TENANT``                   zset     a tenant's jobs by creation (ms)       deadline+retention
 ``secret``                        string   key of IDs and links made by hash      for ever
 ``api_keys``                      hash     API keys by ID, without their secrets  until revoked
+``recovered:RUN``                 string   who looked at all jobs after a start   a week
 ``probe:GATEWAY``                 channel  the relay's own liveness probe         -
 ================================  =======  =====================================  ==================
 """
@@ -123,6 +124,19 @@ class Keys:
         """Return the keys of a job."""
         tag = f"{self.prefix}:{{j:{job_id}}}"
         return JobKeys(record=f"{tag}:job", log=f"{tag}:log", live=f"{tag}:live")
+
+    @property
+    def any_record(self) -> str:
+        """Return the pattern of all job records."""
+        return f"{self.prefix}:{{j:*}}:job"
+
+    def job_of_record(self, name: str) -> str:
+        """Return the job whose record the key is."""
+        return name[len(self.prefix) + len(":{j:") : -len("}:job")]
+
+    def recovery(self, run_id: str) -> str:
+        """Return what says that all jobs were looked at since the server began this run."""
+        return f"{self.prefix}:recovered:{run_id}"
 
     def job_of_live(self, channel: str) -> str:
         """Return the job whose doorbell the channel is."""

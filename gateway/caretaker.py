@@ -1,4 +1,8 @@
-"""Ends overdue jobs of models that have no worker: nobody else would, and ``202`` is a promise."""
+"""What nobody else would do for accepted jobs, and ``202`` is a promise.
+
+It ends overdue jobs of models that have no worker, and looks after those that a restart of Redis
+may have taken out of their lane.
+"""
 
 import asyncio
 import random
@@ -12,6 +16,7 @@ from common.job_store import JobStore
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Registry
+from gateway.recovery import Recovery
 
 _log = structlog.get_logger()
 
@@ -27,6 +32,7 @@ class Caretaker:
         self._default_model = default_model
         self._store = JobStore(redis, keys)
         self._registry = Registry(redis, keys)
+        self._recovery = Recovery(redis, keys)
 
     async def run(self) -> None:
         """Look for ever, in a jittered rhythm."""
@@ -39,6 +45,7 @@ class Caretaker:
 
     async def care(self) -> None:
         """Do one pass."""
+        await self._recovery.look()
         now_ms = await self._registry.now_ms()
         leases = await self._registry.models()
         if self._default_model:

@@ -6,6 +6,7 @@ log again, never by a timeout or a guess.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ import structlog
 
 from common.connections import UNAVAILABLE
 from common.endings import choose_end, end_idle, end_unreadable
-from common.errors import Problem
+from common.errors import STREAM_DIVERGED, Problem
 from common.job_store import JobRecord, JobStore
 from common.keys import Keys
 from common.registry import Registry
@@ -27,6 +28,7 @@ _log = structlog.get_logger()
 
 RETRY_S = 0.25
 OVERDUE_GRACE_MS = 5_000  # for the workers to end an overdue job themselves
+HEAL_S = 10.0  # after a reconnect, workers may still be sending again what Redis lost
 COMPARE_PAGE = 50  # jobs per round trip: while the answers are parsed, no stream moves
 
 
@@ -34,6 +36,15 @@ def job_not_found(job_id: str) -> Problem:
     """Return the answer for a job that never was, is forgotten, or belongs to somebody else."""
     detail = f"There is no job {job_id}: it never existed, or its retention is over."
     return Problem(404, "job-not-found", detail)
+
+
+def stream_diverged() -> Problem:
+    """Return the answer for readers of events that Redis lost and that others have replaced."""
+    detail = (
+        "Redis lost the last events of this job, and the answer went on differently; "
+        "forget what you have and follow the job from its start."
+    )
+    return Problem(409, STREAM_DIVERGED, detail)
 
 
 class Relay:
@@ -51,6 +62,8 @@ class Relay:
         self._attaching: dict[str, asyncio.Task[Watch]] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}  # catch-ups, one per job at most
         self._resynced_at = time.monotonic()
+        self._is_connected = False
+        self._reconnected_at = -math.inf
 
     @property
     def is_alive(self) -> bool:
@@ -95,12 +108,20 @@ class Relay:
         """Return when the log is known up to the position; raises ``Problem`` if it ends before."""
         if position > len(watch.transcript) and not watch.transcript.ended:
             await self._catch_up(watch)  # another gateway may have been faster
+        while position > len(watch.transcript) and self._may_be_healed(watch):
+            await asyncio.sleep(RETRY_S)
+            await self._catch_up(watch)
         if position > len(watch.transcript):
             detail = (
                 f"The job's log ends before event {position - 1}; "
                 f"follow it with after={len(watch.transcript) - 1} or without."
             )
             raise Problem(409, "cursor-ahead", detail)
+
+    def _may_be_healed(self, watch: Watch) -> bool:
+        """Tell whether the log may be short because Redis lost its end, and its worker sends it."""
+        is_young = time.monotonic() - self._reconnected_at < HEAL_S
+        return is_young and not watch.transcript.ended and watch.failure is None
 
     async def close(self, cursor: Cursor) -> None:
         """Take a cursor away; the last one takes the watch with it."""
@@ -160,11 +181,16 @@ class Relay:
             offer = Offer.AHEAD  # a hint that cannot be read: the log knows better
         if offer is Offer.TAKEN:
             watch.notify()
+        elif offer is Offer.DIVERGED:
+            watch.fail(stream_diverged())
         elif offer is Offer.AHEAD:
             self._start_catch_up(watch)
 
     def _on_reconnect(self) -> None:
         """Messages may have been missed: look at the log of every job that still runs."""
+        if self._is_connected:
+            self._reconnected_at = time.monotonic()
+        self._is_connected = True
         for watch in self._watches.values():
             if not watch.transcript.ended:
                 self._start_catch_up(watch)
@@ -187,6 +213,9 @@ class Relay:
                 await self._read_log(watch)
             except UNAVAILABLE:
                 await asyncio.sleep(RETRY_S)
+            except Problem as problem:
+                watch.fail(problem)
+                return
             except Exception as error:  # noqa: BLE001 - every follower is told
                 _log.exception("log_unreadable", job=watch.job_id)
                 watch.fail(Problem(502, "stream-unreadable", f"The job's log is damaged: {error}"))
@@ -197,8 +226,10 @@ class Relay:
     async def _read_log(self, watch: Watch) -> None:
         transcript = watch.transcript
         before = len(transcript)
-        for n, payload in await self._store.log(watch.job_id, before):
-            transcript.offer(transcript.incarnation, n, payload)
+        # The last known event is read again: it must still be the one that others follow.
+        for n, payload in await self._store.log(watch.job_id, max(0, before - 1)):
+            if transcript.offer(transcript.incarnation, n, payload) is Offer.DIVERGED:
+                raise stream_diverged()
         if len(transcript) > before:
             watch.notify()
 

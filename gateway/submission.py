@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from common.deadlines import due_ms
 from common.errors import Problem
@@ -26,6 +27,7 @@ from gateway.services import Services
 from gateway.views import events_url, job_url, rfc3339
 
 INDEX_MARGIN_S = 3_600
+DISK_S = 3.0  # with `appendfsync everysec` a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ async def accept(
             lanes.enqueue(job_id, tenant, spec.priority, due, affinity, limits),
             _index(services, tenant, job_id, submitted),
         )
+    if request.durable:
+        await _require_disk(services, job_id)
     services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     answer = _answer(job_id, spec.model, submitted)
     return Acceptance(answer, replayed=not submitted.created, headers=told)
@@ -123,6 +127,24 @@ async def _admit(
         services.metrics.jobs_refused.inc()
         raise problem
     return headers(limits, admission)
+
+
+async def _require_disk(services: Services, job_id: str) -> None:
+    """Return once the job is on disk; raises ``Problem`` where it cannot be, or not in time."""
+    try:
+        is_on_disk = await services.store.reach_disk(job_id, DISK_S)
+    except ResponseError as error:
+        detail = (
+            "This Redis keeps no append-only file, or is older than 7.2: the job was accepted, "
+            "but nothing makes it `durable`."
+        )
+        raise Problem(501, "not-durable", detail) from error
+    if not is_on_disk:
+        detail = (
+            "The job was accepted, but Redis has not got it on disk yet; repeat the request with "
+            "its Idempotency-Key."
+        )
+        raise Problem(503, "not-on-disk", detail, retry_after_s=1)
 
 
 def _affinity(spec: JobSpec, services: Services) -> Affinity | None:

@@ -1,7 +1,8 @@
 """A watched job's events as this gateway knows them: a growing document, no gap, no repeat. Pure.
 
 The log fills it, the doorbell's messages extend it. A message that does not fit exactly at the end
-is never kept for later: ahead of the end means "read the log", behind it means "known".
+is never kept for later: ahead of the end means "read the log", behind it means "known". Only where
+Redis has lost its last events can a known number come with another event.
 """
 
 import enum
@@ -18,6 +19,7 @@ class Offer(enum.Enum):
     KNOWN = enum.auto()
     AHEAD = enum.auto()  # something is missing before it: read the log
     FOREIGN = enum.auto()  # it belongs to another job of the same ID
+    DIVERGED = enum.auto()  # another event had its number
 
 
 class Transcript:
@@ -36,7 +38,7 @@ class Transcript:
         if incarnation != self.incarnation:
             return Offer.FOREIGN
         if n < len(self.events):
-            return Offer.KNOWN
+            return Offer.KNOWN if decode_event(payload) == self.events[n] else Offer.DIVERGED
         if n > len(self.events):
             return Offer.AHEAD
         event = decode_event(payload)

@@ -116,6 +116,15 @@ class Asking:
     deadline_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Give up after this time.")
     ] = None
+    queue_deadline_s: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up if it starts later than this.")
+    ] = None
+    run_deadline_s: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up when it runs for this time.")
+    ] = None
+    durable: Annotated[
+        bool, typer.Option("--durable", help="Accept it once Redis has it on disk.")
+    ] = False
 
     def request(self, prompt: str | None, drawing: Drawing) -> JobRequest:
         """Return the job that asks ``prompt`` with these options."""
@@ -134,6 +143,9 @@ class Asking:
             echo=self.echo,
             priority=self.priority,
             deadline_s=self.deadline_s,
+            queue_deadline_s=self.queue_deadline_s,
+            run_deadline_s=self.run_deadline_s,
+            durable=self.durable,
             prompt_id=self.prompt_id,
             if_version=self.if_version,
         )

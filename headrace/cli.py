@@ -27,6 +27,7 @@ COMMANDS = {
     "jobs": ("listings", "List the jobs, the newest first."),
     "prompts": ("prompts", "Show or forget what a prompt ID stands for."),
     "keys": ("keys", "Make, list and revoke API keys."),
+    "dead": ("dead", "List, retry and drop jobs that were given up."),
     "ps": ("listings", "List the workers that live."),
     "doctor": ("doctor", "Check Redis, the gateway, the workers and this machine."),
     "config": ("config", "Show the settings."),

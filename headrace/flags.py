@@ -36,6 +36,15 @@ Url = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", hidden=True)]
 
+RedisUrl = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="Redis of the gateways.",
+        show_default="that of a running `headrace up`, else the setting",
+    ),
+]
+
 _Redis = Annotated[str | None, typer.Option(metavar="URL", help="Redis or Valkey to use.")]
 # The defaults are the settings', which this module does not load. A test compares them.
 _Host = Annotated[

@@ -44,6 +44,9 @@ class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     append: str | tuple[Message, ...] | None = None
     if_version: int | None = None
     allow_reset: bool = False
+    queue_deadline_s: float | None = None
+    run_deadline_s: float | None = None
+    durable: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import msgspec
 
-from common.errors import Problem
+from common.errors import STREAM_DIVERGED, Problem
 from common.events import Event
 
 PING = b": ping\n\n"
@@ -26,6 +26,10 @@ def frame(_job_id: str, n: int, event: Event) -> bytes:
 
 
 def broken(problem: Problem) -> bytes:
-    """Return the last words of a stream that cannot go on; it has no ``id``, it is not an event."""
+    """Return the last words of a stream that cannot go on; it has no number, it is not an event.
+
+    An empty ``id`` makes an ``EventSource`` forget its cursor where that is worth nothing now.
+    """
     body = {"type": problem.urn, "title": problem.title, "detail": problem.detail}
-    return b"event: problem\ndata: %s\n\n" % _encoder.encode(body)
+    forget = b"id\n" if problem.type == STREAM_DIVERGED else b""
+    return b"%sevent: problem\ndata: %s\n\n" % (forget, _encoder.encode(body))

@@ -1,24 +1,22 @@
 """``keys create``, ``list``, ``revoke`` and ``reset``: API keys, made by who can reach Redis."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
 
 from common.api_keys import ApiKey, ApiKeyStore, Scope
-from common.connections import command_client
 from common.errors import HeadraceError
 from common.keys import Keys
+from common.limits import Limits
 from common.names import is_name
-from common.settings import load
-from headrace.addresses import lacks_password, masked
-from headrace.default_server import default_server
-from headrace.flags import Json, PlainCommand
+from headrace.flags import Json, PlainCommand, RedisUrl, unpacked
+from headrace.redis_command import with_redis
 from headrace.terminal import note, write_json, write_table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -29,21 +27,43 @@ _DAY_S = 86_400
 Result = TypeVar("Result")
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", hidden=True)]
-RedisUrl = Annotated[
-    str,
-    typer.Option(
-        metavar="URL",
-        help="Redis of the gateways.",
-        show_default="that of a running `headrace up`, else the setting",
-    ),
-]
-Tenant = Annotated[str, typer.Option(metavar="NAME", help="Whose jobs and prompt IDs it opens.")]
-Scopes = Annotated[
-    list[Scope], typer.Option("--scope", help="What it may do; give it several times.")
-]
-Days = Annotated[
-    float, typer.Option("--days", metavar="N", min=0, max=36_500, help="It expires then, 0: not.")
-]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFlags:
+    """What a key is for. Limits are the tenant's, for each model."""
+
+    tenant: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose jobs and prompt IDs it opens.")
+    ] = "default"
+    scopes: Annotated[
+        list[Scope] | None,
+        typer.Option(
+            "--scope",
+            help="What it may do; give it several times.",
+            show_default="read and submit",
+        ),
+    ] = None
+    days: Annotated[
+        float, typer.Option(metavar="N", min=0, max=36_500, help="It expires then, 0: not.")
+    ] = 0
+    max_queued: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1_000_000, help="Jobs that may wait.")
+    ] = 0
+    max_running: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1_000_000, help="Jobs that may run at once.")
+    ] = 0
+    tokens_per_minute: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10**12, help="Tokens that may be asked for.")
+    ] = 0
+    weight: Annotated[
+        float, typer.Option(metavar="X", min=0.01, max=100, help="Its share of the turns.")
+    ] = 1
+    note: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = ""
+
+    def limits(self) -> Limits:
+        """Return the limits; 0 leaves one to the gateway."""
+        return Limits(self.max_queued, self.max_running, self.tokens_per_minute, self.weight)
 
 
 @_keys.callback()
@@ -52,25 +72,26 @@ def keys() -> None:
 
 
 @_keys.command(cls=PlainCommand)
-def create(
-    tenant: Tenant = "default",
-    scopes: Scopes = [Scope.READ, Scope.SUBMIT],  # noqa: B006 - typer copies it
-    days: Days = 0,
-    remark: Annotated[str, typer.Option("--note", metavar="TEXT", help="What it is for.")] = "",
-    json: Json = False,
-    redis: RedisUrl = "",
-) -> None:
-    """Make a key and print it: it is shown this one time, only its hash is stored."""
-    if not math.isfinite(days):
+@unpacked
+def create(flags: KeyFlags, json: Json = False, redis: RedisUrl = "") -> None:
+    """Make a key and print it: it is shown this one time, only its hash is stored.
+
+    Limits of 0 are the gateway's own. Give all keys of a tenant the same.
+    """
+    if not math.isfinite(flags.days):
         raise typer.BadParameter("a number of days, please", param_hint="--days")
-    if not is_name(tenant):
+    if not is_name(flags.tenant):
         raise typer.BadParameter(
             "a tenant has letters, digits and ._/:@+- only", param_hint="--tenant"
         )
 
     async def make(store: ApiKeyStore) -> tuple[ApiKey, str]:
         key, token = await store.create(
-            tenant, tuple(scopes), lifetime_s=days * _DAY_S, note=remark
+            flags.tenant,
+            tuple(flags.scopes or (Scope.READ, Scope.SUBMIT)),
+            lifetime_s=flags.days * _DAY_S,
+            note=flags.note,
+            limits=flags.limits(),
         )
         return key, str(token)
 
@@ -89,12 +110,13 @@ def list_keys(json: Json = False, redis: RedisUrl = "") -> None:
     if json:
         write_json([_entry(key) for key in found])
         return
-    header = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "NOTE")
+    header = ("ID", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "NOTE")
     rows = [
         (
             key.id,
             key.tenant,
             ",".join(key.scopes),
+            _limits(key.limits),
             _date(key.created_ms),
             _date(key.expires_ms) if key.expires_ms else "-",
             key.note or "-",
@@ -131,23 +153,24 @@ def reset(
 
 
 def _with_store(redis: str, do: Callable[[ApiKeyStore], Awaitable[Result]]) -> Result:
-    settings = load()
-    url = redis or default_server(settings)
-    if lacks_password(url):
-        raise HeadraceError(f"the password of {url} is not kept; name that server with --redis")
-
-    async def run() -> Result:
-        client = command_client(url, max_connections=1)
+    async def run(client: Redis, keys: Keys) -> Result:
         try:
-            return await do(ApiKeyStore(client, Keys(settings.key_prefix)))
-        except (RedisError, OSError) as error:
-            raise HeadraceError(f"no Redis answers at {masked(url)}: {error}") from error
+            return await do(ApiKeyStore(client, keys))
         except msgspec.MsgspecError as error:
             raise HeadraceError("a key was made by another version: upgrade this one") from error
-        finally:
-            await client.aclose()
 
-    return asyncio.run(run())
+    return with_redis(redis, run)
+
+
+def _limits(limits: Limits) -> str:
+    """Return the limits that are set, in few words."""
+    told = {
+        "queued": limits.max_queued,
+        "running": limits.max_running,
+        "tokens/min": limits.tokens_per_minute,
+        "weight": limits.weight if limits.weight != 1 else 0,
+    }
+    return ", ".join(f"{value:g} {name}" for name, value in told.items() if value) or "-"
 
 
 def _entry(key: ApiKey) -> dict[str, object]:
@@ -158,6 +181,7 @@ def _entry(key: ApiKey) -> dict[str, object]:
         "created_at": _date(key.created_ms),
         "expires_at": _date(key.expires_ms) if key.expires_ms else None,
         "note": key.note,
+        "limits": msgspec.to_builtins(key.limits),
     }
 
 

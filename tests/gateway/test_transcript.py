@@ -33,17 +33,23 @@ def test_the_next_event_is_taken(transcript: Transcript) -> None:
 
 @pytest.mark.parametrize(
     ("incarnation", "n", "offer"),
-    [("i", 0, Offer.KNOWN), ("i", 2, Offer.AHEAD), ("other", 1, Offer.FOREIGN)],
+    [("i", 0, Offer.DIVERGED), ("i", 2, Offer.AHEAD), ("other", 1, Offer.FOREIGN)],
 )
 def test_nothing_else_is(transcript: Transcript, incarnation: str, n: int, offer: Offer) -> None:
-    """A repeated, an early and a foreign event leave the document as it is."""
+    """Another event of a known number, an early and a foreign one leave the document as it is."""
     assert transcript.offer(incarnation, n, TOKENS) is offer
     assert len(transcript) == 1
 
 
-def test_a_refused_event_is_not_even_decoded(transcript: Transcript) -> None:
-    """Damage in what is known already does no harm."""
-    assert transcript.offer("i", 0, b"\xff") is Offer.KNOWN
+def test_a_repeated_event_is_known(transcript: Transcript) -> None:
+    """It changes nothing."""
+    assert transcript.offer("i", 0, ACCEPTED) is Offer.KNOWN
+    assert len(transcript) == 1
+
+
+def test_an_event_that_does_not_fit_is_not_even_decoded(transcript: Transcript) -> None:
+    """Damage in what is not taken does no harm."""
+    assert transcript.offer("i", 2, b"\xff") is Offer.AHEAD
 
 
 def test_a_damaged_event_leaves_no_trace(transcript: Transcript) -> None:

@@ -23,14 +23,16 @@ def manage(
 
 def test_a_key_is_shown_once(manage: Callable[..., Result]) -> None:
     """The token alone goes to standard output, for scripts; the list has no secret."""
-    made = manage("create", "--tenant", "acme", "--days", "30", "--note", "laptop")
+    limits = ("--max-running", "2", "--tokens-per-minute", "6000")
+    made = manage("create", "--tenant", "acme", "--days", "30", "--note", "laptop", *limits)
     assert made.exit_code == 0, made.output
     token = read_token(made.stdout.strip())
     assert token is not None
     listed = manage("list")
     header, row = listed.stdout.splitlines()
-    assert header.split() == ["ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "NOTE"]
+    assert header.split() == ["ID", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "NOTE"]
     assert row.split()[:3] == [token.key_id, "acme", "read,submit"]
+    assert "2 running, 6000 tokens/min" in row
     assert row.split()[-1] == "laptop"
     assert token.secret not in listed.output
 

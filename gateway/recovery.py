@@ -1,0 +1,83 @@
+"""After Redis has come back: jobs whose place in a lane was lost get one again.
+
+A power cut can take the last second of the append-only file, and with it the lane entry of a job
+whose record is there. Once per run of the server, one gateway looks at all unfinished jobs.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+from redis.asyncio import Redis
+
+from common.job_store import JobRecord, JobStore
+from common.jobs import ACTIVE, JobState
+from common.keys import Keys
+from common.lanes import Lanes
+from common.registry import Registry
+
+_log = structlog.get_logger()
+
+LEASE_MS = 60_000  # a gateway that dies in the middle is followed by another one
+DONE_MS = 7 * 86_400_000
+_PAGE = 500
+_DONE = b"done"
+_ACTIVE = frozenset(state.encode() for state in ACTIVE)
+
+
+class Recovery:
+    """Looks once at every run of the server, on one gateway of all."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._store = JobStore(redis, keys)
+        self._registry = Registry(redis, keys)
+        self._known_run = ""
+
+    async def look(self) -> None:
+        """Return at once unless the server has been started anew and nobody has looked yet."""
+        run = await self._registry.run_id()
+        if run == self._known_run:
+            return
+        name = self._keys.recovery(run)
+        if await self._redis.set(name, b"", nx=True, px=LEASE_MS):
+            num_mended = await self.mend_all()
+            await self._redis.set(name, _DONE, px=DONE_MS)
+            _log.info("recovered", mended=num_mended)
+        if await self._redis.get(name) == _DONE:
+            self._known_run = run
+
+    async def mend_all(self) -> int:
+        """Give every unfinished job that has no place in a lane one; return how many there were."""
+        num_mended, page = 0, []
+        async for name in self._redis.scan_iter(self._keys.any_record, count=_PAGE):
+            page.append(name.decode())
+            if len(page) == _PAGE:
+                num_mended += await self._mend(page)
+                page = []
+        return num_mended + await self._mend(page)
+
+    async def _mend(self, names: Sequence[str]) -> int:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hget(name, "state")
+            states = await pipeline.execute()
+        jobs = [
+            self._keys.job_of_record(name)
+            for name, state in zip(names, states, strict=True)
+            if state in _ACTIVE
+        ]
+        records = await self._store.records(jobs) if jobs else []
+        return sum([await self._enqueue_lost(record) for record in records if record])
+
+    async def _enqueue_lost(self, record: JobRecord) -> bool:
+        lanes = Lanes(self._redis, self._keys, record.spec.model)
+        if await lanes.knows(record.id) or await self._is_worked_on(record):
+            return False
+        _log.warning("job_had_no_place", job=record.id, state=record.state)
+        priority = record.spec.priority
+        return await lanes.enqueue(record.id, record.tenant, priority, record.due_ms)
+
+    async def _is_worked_on(self, record: JobRecord) -> bool:
+        is_running = record.state is JobState.RUNNING
+        return is_running and await self._registry.is_alive(record.spec.model, record.owner)
