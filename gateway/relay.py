@@ -172,7 +172,7 @@ class Relay:
 
     def _on_message(self, channel: str, data: bytes) -> None:
         watch = self._watches.get(self._keys.job_of_live(channel))
-        if watch is None:
+        if watch is None or watch.failure is not None:
             return
         try:
             incarnation, number, payload = data.split(b":", 2)
@@ -208,7 +208,7 @@ class Relay:
 
     async def _outlast(self, watch: Watch) -> None:
         """Read the log as soon as Redis answers, unless everybody has left."""
-        while self._watches.get(watch.job_id) is watch:
+        while self._watches.get(watch.job_id) is watch and watch.failure is None:
             try:
                 await self._read_log(watch)
             except UNAVAILABLE:

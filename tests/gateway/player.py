@@ -60,6 +60,10 @@ class Attempt:
         [(outcome, self.n)] = await self._store.append([call])
         return outcome
 
+    def rewind(self, index: int) -> None:
+        """Go on with the token of this index, as a worker does that sends something again."""
+        self._index = index
+
     async def end(self, end: Ended = DONE) -> None:
         """Write the terminal event."""
         position = (self._epoch, self.n)

@@ -1,0 +1,86 @@
+"""Jobs whose place in a lane was lost with the last second of Redis."""
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+
+from common.job_store import JobStore
+from common.jobs import Priority
+from common.keys import Keys
+from common.lanes import Lanes
+from common.registry import Heartbeat
+from gateway.recovery import Recovery
+from tests.support.jobs import MODEL, TENANT, make_job, make_worker, start, submit
+
+pytestmark = pytest.mark.anyio
+
+FAR_MS = 2**42
+
+
+@pytest.fixture
+def lanes(redis: Redis, keys: Keys) -> Lanes:
+    """The lanes of the model."""
+    return Lanes(redis, keys, MODEL)
+
+
+@pytest.fixture
+def store(redis: Redis, keys: Keys) -> JobStore:
+    """The job records."""
+    return JobStore(redis, keys)
+
+
+async def waiting(lanes: Lanes) -> list[str]:
+    """Return the jobs that a worker gets."""
+    return sorted(claim.job_id for claim in await lanes.claim("w1", 99))
+
+
+async def test_a_job_without_a_place_gets_one(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """Waiting, or running under a worker that is dead; all others are left where they are."""
+    heartbeat = Heartbeat(lease_redis, keys, 60)
+    for worker_id in ("w1", "alive"):
+        heartbeat.join(make_worker(worker_id))
+    lost, orphaned, placed, running, ended = [
+        (await submit(store, make_job())).id for _ in range(5)
+    ]
+    await lanes.enqueue(placed, TENANT, Priority.NORMAL, FAR_MS)
+    await start(store, orphaned, "dead")
+    await start(store, running, "alive")
+    await redis.hset(keys.job(ended).record, "state", "completed")  # type: ignore[misc]
+    assert await Recovery(redis, keys).mend_all() == 2
+    assert await waiting(lanes) == sorted([lost, orphaned, placed])
+    assert await Recovery(redis, keys).mend_all() == 0
+
+
+async def test_every_run_of_the_server_is_looked_at_once(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """By one gateway of all; a server that was started again is looked at again."""
+    Heartbeat(lease_redis, keys, 60).join(make_worker("w1"))
+    first, second = Recovery(redis, keys), Recovery(redis, keys)
+    await first.look()
+    late = (await submit(store, make_job())).id
+    for gateway in (first, second):
+        await gateway.look()
+    assert await waiting(lanes) == []
+    run = await redis.info("server")
+    await redis.delete(keys.recovery(run["run_id"]))
+    await Recovery(redis, keys).look()
+    assert await waiting(lanes) == [late]
+
+
+async def test_a_gateway_that_dies_while_it_looks_is_followed_by_another_one(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """What it had begun counts for nothing once its time is over."""
+    Heartbeat(lease_redis, keys, 60).join(make_worker("w1"))
+    job_id = (await submit(store, make_job())).id
+    run = (await redis.info("server"))["run_id"]
+    await redis.set(keys.recovery(run), b"", px=60_000)
+    recovery = Recovery(redis, keys)
+    await recovery.look()
+    assert await waiting(lanes) == []
+    await redis.delete(keys.recovery(run))
+    await recovery.look()
+    assert await waiting(lanes) == [job_id]
