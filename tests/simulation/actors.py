@@ -12,6 +12,7 @@ from common.connections import UNAVAILABLE
 from common.job_store import JobStore
 from common.jobs import FinishReason
 from common.keys import Keys
+from common.limits import Limits
 from common.registry import Heartbeat, Registry
 from common.settings import Settings
 from gateway.cancellation import cancel_job
@@ -37,6 +38,7 @@ from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
 
+LIMITS = {"a": Limits(weight=2), "b": Limits(max_running=2)}
 MAX_LOSSES = 4
 CAPACITY = 4
 
@@ -195,7 +197,7 @@ class SimulatedGateway:
     async def submit(self, tenant: str, key: str, max_tokens: int) -> str:
         """Accept a job; return its ID."""
         request = JobRequest(prompt="Once", max_tokens=max_tokens)
-        caller = Caller(tenant, frozenset(Scope))
+        caller = Caller(tenant, frozenset(Scope), limits=LIMITS[tenant])
         return (await accept(self._services, caller, request, key)).job.id
 
     async def cancel(self, tenant: str, job_id: str) -> None:

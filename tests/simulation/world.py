@@ -10,8 +10,10 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from common.connections import UNAVAILABLE
+from common.dead_letters import DeadLetters
 from common.events import Cancelled, Completed, Failed
 from common.job_store import JobStore
+from common.jobs import JobState
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Heartbeat
@@ -114,9 +116,20 @@ class World:
                     assert len(story.workers) >= MAX_LOSSES, f"{order.job_id}: given up too early"
                 case other:
                     raise AssertionError(f"{order.job_id} ended as {other.kind}")
+        await self._check_letters()
         for worker in self.workers:
             assert not worker.num_attempts, f"{worker.id} believes to run something"
         assert not await find_leaks(self._redis, self._keys.prefix)
+
+    async def _check_letters(self) -> None:
+        """Check that those and only those jobs have a letter, one each, that were given up."""
+        filed = await DeadLetters(self._redis, self._keys, MODEL).all()
+        given_up = []
+        for order in self.orders:
+            record = await self._store.record(order.job_id)
+            if record and record.state is JobState.FAILED:
+                given_up.append(order.job_id)
+        assert sorted(given_up) == sorted(each.letter.job for each in filed)
 
     async def _submit(self) -> None:
         if len(self.orders) < MAX_JOBS:
