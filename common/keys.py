@@ -14,7 +14,7 @@ key                               type     what                                 
 ``{m:MODEL}:lane:orphans``        stream   job IDs that lost their worker         until it is empty
 ``{m:MODEL}:lanes``               set      the suffixes of the lanes that exist   until it is empty
 ``{m:MODEL}:ring:PRIO``           zset     tenants with waiting work, by turn     until it is empty
-``{m:MODEL}:turns:PRIO``          zset     the ring's time; turns of who left it  an hour of silence
+``{m:MODEL}:clock:PRIO``          string   the ring's time, of the last turn          an hour
 ``{m:MODEL}:full:PRIO``           set      tenants whose slots are all in use     until it is empty
 ``{m:MODEL}:owners``              hash     tenants of unfinished jobs             until it is empty
 ``{m:MODEL}:slots``               set      unfinished jobs that have a slot       until it is empty
@@ -109,7 +109,7 @@ class ModelKeys:
         rings = [
             f"{self.prefix}:{name}:{priority}"
             for priority in Priority
-            for name in ("ring", "turns", "full")
+            for name in ("ring", "clock", "full")
         ]
         return [self.jobs, self.owners, self.slots, self.tenants, *rings]
 

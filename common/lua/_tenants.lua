@@ -1,5 +1,5 @@
 -- Shared by the scripts that let a model's jobs wait, run and end. They take KEYS 1 jobs, 2 owners,
--- 3 slots, 4 tenants, then ring, turns and full of high, of normal and of low.
+-- 3 slots, 4 tenants, then ring, clock and full of high, of normal and of low.
 --
 -- 'owners' says whose an unfinished job is. A job has a slot from its first claim to its end;
 -- 'tenants' counts every tenant's jobs and slots and keeps its share (fields 'jobs:T', 'slots:T',
@@ -7,11 +7,10 @@
 --
 -- Tenants take turns by virtual time (start-time fair queueing: Goyal, Vin, Cheng, SIGCOMM 1996).
 -- Each waits in the ring with the time of its next turn; the least is served, and its next turn comes
--- 1 / weight later. 'turns' keeps the ring's own time, that of the last turn, as member '', and the
--- next turn of a tenant that has left the ring, so that leaving is no way past the others. Tenants
--- with waiting jobs and all their slots in use are in 'full' instead of the ring.
+-- 1 / weight later. 'clock' is the ring's own time, that of the last turn: who comes has its first
+-- turn then. A tenant with nothing waiting leaves when its turn has come, not before: leaving is no way
+-- past the others. Tenants with waiting jobs and all their slots in use are in 'full', not in the ring.
 local RINGS = { high = 5, normal = 8, low = 11 }
-local TURNS_MS = 3600000
 
 local function of_tenant(what, tenant)
   return tonumber(redis.call('HGET', KEYS[4], what .. ':' .. tenant)) or 0
@@ -30,22 +29,13 @@ local function take_slot(job)
   end
 end
 
-local function leave_ring(ring, tenant, turn)
-  redis.call('ZREM', KEYS[ring], tenant)
-  redis.call('ZADD', KEYS[ring + 1], turn, tenant)
-  redis.call('PEXPIRE', KEYS[ring + 1], TURNS_MS)
-end
-
 local function join_ring(ring, tenant)
   if not has_free_slot(tenant) then
     redis.call('SADD', KEYS[ring + 2], tenant)
     return
   end
   redis.call('SREM', KEYS[ring + 2], tenant)
-  local now = tonumber(redis.call('ZSCORE', KEYS[ring + 1], '') or 0)
-  local turn = tonumber(redis.call('ZSCORE', KEYS[ring + 1], tenant) or 0)
-  redis.call('ZADD', KEYS[ring], 'NX', math.max(now, turn), tenant)
-  redis.call('ZREM', KEYS[ring + 1], tenant)
+  redis.call('ZADD', KEYS[ring], 'NX', redis.call('GET', KEYS[ring + 1]) or 0, tenant)
 end
 
 -- The job is not unfinished any more; who waited for its slot waits for a turn now.

@@ -5,6 +5,7 @@
 -- ARGV worker, count, lane prefix, how many other workers' lanes to look at, ageing_ms
 -- -> LAPSED | OK, {suffix, entry, job}, ...
 local WORKERS, AFFINITY, DRAINING = 14, 15, 16
+local CLOCK_MS = 3600000 -- after an hour without turns nobody waits who could be passed
 local PRIORITIES = { 'high', 'normal', 'low' }
 if not redis.call('ZSCORE', KEYS[WORKERS], ARGV[1]) then return { 'LAPSED' } end
 local claimed, wanted = { 'OK' }, tonumber(ARGV[2])
@@ -48,7 +49,7 @@ local function head(priority)
       return { priority = priority, tenant = tenant, turn = turn,
         since = tonumber(string.match(entry[1], '%d+')) }
     end
-    leave_ring(ring, tenant, turn) -- enqueue, or a slot that becomes free, puts it back
+    redis.call('ZREM', KEYS[ring], tenant) -- enqueue, or a slot that becomes free, puts it back
     if entry then redis.call('SADD', KEYS[ring + 2], tenant) end
   end
 end
@@ -69,9 +70,7 @@ local function serve(found)
   local weight = of_tenant('weight', found.tenant)
   if weight == 0 then weight = 1 end
   redis.call('ZADD', KEYS[ring], found.turn + 1 / weight, found.tenant)
-  redis.call('ZADD', KEYS[ring + 1], found.turn, '')
-  redis.call('ZREMRANGEBYSCORE', KEYS[ring + 1], '-inf', '(' .. string.format('%.17g', found.turn))
-  redis.call('PEXPIRE', KEYS[ring + 1], TURNS_MS)
+  redis.call('SET', KEYS[ring + 1], string.format('%.17g', found.turn), 'PX', CLOCK_MS)
 end
 
 -- Read the lane of a worker. Its place in the affinity set is that of its next entry.

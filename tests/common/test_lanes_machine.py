@@ -321,7 +321,7 @@ class LanesMachine(RuleBasedStateMachine):
         left = self.run(find_keys(self.redis, self.keys.prefix))
         keys = self.keys.model(MODEL)
         may_stay = {keys.prompt(TENANT, worker.id).encode() for worker in self.workers}
-        may_stay |= {f"{keys.prefix}:turns:{priority}".encode() for priority in Priority}
+        may_stay |= {f"{keys.prefix}:clock:{priority}".encode() for priority in Priority}
         assert set(left) - may_stay == {keys.workers.encode()}
         assert self.run(self.lanes.claim(last.id, 1)) == []
 
