@@ -14,7 +14,7 @@ import httpx2
 import msgspec
 
 from common.events import Completed, Event, Started, Tokens, is_terminal
-from common.settings import load
+from common.settings import Settings, load
 from headrace.client import Client
 from headrace.stack import local_stack
 
@@ -53,18 +53,26 @@ class Ran:
 class BenchStack:
     """A stack that runs. Made by ``running_stack``."""
 
-    def __init__(self, url: str, http: httpx2.AsyncClient, client: Client) -> None:
-        self.url = url
-        self._http = http
+    def __init__(self, settings: Settings, http: httpx2.AsyncClient, client: Client) -> None:
+        self.settings = settings
+        self.http = http
         self._client = client
 
-    async def run(self, payload: dict[str, Any]) -> Ran:
-        """Submit a job and read its stream, on one request; greedy, and never ended by EOS."""
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return str(self.http.base_url).rstrip("/")
+
+    async def run(self, payload: dict[str, Any], key: str = "") -> Ran:
+        """Submit a job and read its stream, on one request; greedy, and never ended by EOS.
+
+        An API key is needed once there is one.
+        """
         body = msgspec.json.encode({"temperature": 0, "ignore_eos": True, "stream": True} | payload)
         began = time.perf_counter()
         first_s, text, ids, cache = 0.0, "", list[int](), ""
-        headers = {"Content-Type": "application/json"}
-        async with self._http.stream("POST", "/v1/jobs", content=body, headers=headers) as answer:
+        headers = {"Content-Type": "application/json"} | bearer(key)
+        async with self.http.stream("POST", "/v1/jobs", content=body, headers=headers) as answer:
             if not answer.is_success:
                 raise JobFailed((await answer.aread()).decode())
             async for line in answer.aiter_lines():
@@ -87,13 +95,18 @@ class BenchStack:
 
     async def worker_figures(self) -> list[dict[str, Any]]:
         """Return what ``/v1/workers`` says, with fields that the client does not know."""
-        answer = await self._http.get("/v1/workers")
+        answer = await self.http.get("/v1/workers")
         found: list[dict[str, Any]] = answer.json()["data"]
         return found
 
     async def signal_worker(self, worker_id: str, number: signal.Signals) -> None:
         """Send a signal to a worker; the supervisor starts it again when it ends."""
         os.kill((await self.workers())[worker_id], number)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """Return the header that brings an API key, none without one."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _completed(event: Event) -> Completed:
@@ -116,7 +129,7 @@ async def running_stack(settings: dict[str, Any]) -> AsyncIterator[BenchStack]:
                 ) as http,
                 Client(stack.url) as client,
             ):
-                yield BenchStack(stack.url, http, client)
+                yield BenchStack(stack.settings, http, client)
 
 
 def _ignore(_line: str) -> None:
