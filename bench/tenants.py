@@ -64,7 +64,8 @@ async def measure(num_prompts: int, num_reads: int) -> Report:
     """Measure both on one stack."""
     machine = this_machine("bench.tenants")
     chance = random.Random(1)
-    async with running_stack({"workers": 1}) as stack:
+    # Without the disk tier: it knows the prompts of the run before.
+    async with running_stack({"workers": 1, "kv_disk_bytes": 0}) as stack:
         ours, theirs = await _keys(stack, "ours"), await _keys(stack, "theirs")
         prompts: list[Sample] = []
         for number in range(num_prompts):
