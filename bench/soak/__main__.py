@@ -93,7 +93,7 @@ async def soak(minutes: float, jobs_per_s: float, tokens: int) -> Report:
 
 async def _watch(fleet: Fleet, began: float, crowd: Crowd, samples: list[Sample]) -> None:
     while True:
-        samples.append(await steady(lambda: take_sample(fleet, began, crowd.num_accepted)))
+        samples.append(await steady(lambda: take_sample(fleet, began, lambda: crowd.num_submitted)))
         counts = f"{crowd.num_accepted} accepted, {crowd.ended.total()} ended"
         line = f"{samples[-1].at_s:.0f} s: {counts}, {len(crowd.problems)} problems"
         _progress.print(line, highlight=False)

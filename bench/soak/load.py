@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -42,7 +41,7 @@ class Crowd:
         self._fleet = fleet
         self._max_tokens = max_tokens
         self._group = group
-        self._numbers = itertools.count()
+        self.num_submitted = 0  # or about to be
         self._texts: dict[str, str] = {}  # by prompt: the first whole answer
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -54,7 +53,8 @@ class Crowd:
     async def run(self, jobs_per_s: float, stop: asyncio.Event) -> None:
         """Submit jobs at this rate until told to stop, and wait until all of them have ended."""
         while not stop.is_set():
-            job = self._group.create_task(self._live(next(self._numbers)))
+            job = self._group.create_task(self._live(self.num_submitted))
+            self.num_submitted += 1
             self._jobs.add(job)
             job.add_done_callback(self._jobs.discard)
             await asyncio.sleep(1 / jobs_per_s)

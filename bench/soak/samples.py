@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import psutil
@@ -49,21 +49,22 @@ class Sample(msgspec.Struct, frozen=True):
     index_bytes: int
     clients: int
     keys: dict[str, int]
-    accepted: int
+    submitted: int
 
 
-async def take_sample(fleet: Fleet, began: float, accepted: int) -> Sample:
-    """Look at everything once."""
+async def take_sample(fleet: Fleet, began: float, count: Callable[[], int]) -> Sample:
+    """Look at everything once; ``count`` tells how many jobs were submitted."""
     memory, clients = await fleet.redis.info("memory"), await fleet.redis.info("clients")
     index = await fleet.redis.memory_usage(Keys().tenant_jobs("default"))
+    keys = await _count_keys(fleet.redis, Keys().prefix)
     return Sample(
         at_s=time.monotonic() - began,
         processes=tuple(_processes(fleet.processes)),
         redis_bytes=int(memory["used_memory"]),
         index_bytes=int(index or 0),
         clients=int(clients["connected_clients"]),
-        keys=await _count_keys(fleet.redis, Keys().prefix),
-        accepted=accepted,
+        keys=keys,
+        submitted=count(),
     )
 
 

@@ -13,7 +13,7 @@ MAX_FILES = 30.0  # an hour
 MAX_THREADS = 1.0  # an hour
 MAX_REDIS = 10 * MIB  # an hour, without the tenant's index
 MIN_JUDGED_S = 600.0  # of the second half: over less, noise has a slope too
-MAX_LIFE_S = 60.0  # from a job's submit to its end, with a lost worker on the way
+MAX_LIFE_S = 25.0  # from a submit to the end, with a lost or a frozen worker on the way
 SPARE_KEYS = 4  # a worker comes back under a new ID before the old one is forgotten
 
 Point = tuple[float, float]
@@ -116,7 +116,7 @@ def key_counts(samples: Sequence[Sample], retention_s: float) -> list[KeyCount]:
 def _of_jobs(samples: Sequence[Sample], kind: str, retention_s: float) -> KeyCount:
     """Count the keys of jobs: they are there until the end, and for the retention after it."""
     window_s = retention_s + MAX_LIFE_S
-    allowed = [_accepted_since(samples, sample.at_s - window_s, sample) for sample in samples]
+    allowed = [_submitted_since(samples, sample.at_s - window_s, sample) for sample in samples]
     counts = [sample.keys.get(kind, 0) for sample in samples]
     return KeyCount(
         kind=kind,
@@ -127,10 +127,10 @@ def _of_jobs(samples: Sequence[Sample], kind: str, retention_s: float) -> KeyCou
     )
 
 
-def _accepted_since(samples: Sequence[Sample], since_s: float, now: Sample) -> int:
-    """Return how many jobs were accepted since then, or a little more: samples are rare."""
-    before = [sample.accepted for sample in samples if sample.at_s <= since_s]
-    return now.accepted - (before[-1] if before else 0)
+def _submitted_since(samples: Sequence[Sample], since_s: float, now: Sample) -> int:
+    """Return how many jobs were submitted since then, or a little more: samples are rare."""
+    before = [sample.submitted for sample in samples if sample.at_s <= since_s]
+    return now.submitted - (before[-1] if before else 0)
 
 
 def _of_others(samples: Sequence[Sample], kind: str) -> KeyCount:
