@@ -1,5 +1,7 @@
 """The soak finds what grows, and nothing else."""
 
+import math
+
 import pytest
 
 from bench.soak.samples import JOB_KINDS, ProcessSample, Sample, kind_of
@@ -99,8 +101,8 @@ def test_a_short_run_is_not_judged() -> None:
 
 def test_keys_are_explained_by_the_retention() -> None:
     """So many as there were jobs in that time and a little more, and not one more."""
-    window_s = RETENTION_S + MAX_LIFE_S
-    explained = round(JOBS_PER_S * window_s)
+    num_steps = math.ceil((RETENTION_S + MAX_LIFE_S) / STEP_S)
+    explained = JOBS_PER_S * STEP_S * num_steps
     fine = [sample(number, keys=explained) for number in range(NUM_SAMPLES)]
     assert all(each.is_explained for each in key_counts(fine, RETENTION_S))
     leaking = [sample(number, keys=explained + 1) for number in range(NUM_SAMPLES)]
