@@ -5,6 +5,8 @@
 #   make test     lint, types, import contracts, all tests against a real Valkey
 #   make check    lint, types, import contracts
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
+#   make kill-table   every fault on a real fleet under load, into docs/reliability.md
+#   make soak     half an hour of load with a fault a minute: does anything grow?
 #   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
 #   make install  .venv in the checkout
 
@@ -14,7 +16,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check hunt bench clean
+.PHONY: install demo up test check hunt bench kill-table soak clean
 
 install: $(STAMP)
 
@@ -42,6 +44,12 @@ hunt: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.relay
+
+kill-table: $(STAMP)
+	$(BIN)/python -m bench.kills
+
+soak: $(STAMP)
+	$(BIN)/python -m bench.soak
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis

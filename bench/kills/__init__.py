@@ -1,0 +1,1 @@
+"""The kill table: a real fleet under load, one fault per row, and what it cost."""
