@@ -18,6 +18,7 @@ from tests.support.waiting import within
 TIMEOUT_S = 0.2
 
 
+@pytest.mark.fault(13, 15)
 async def test_a_silent_server_is_an_error_soon(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ async def _reply_eater(url: str, eats: Callable[[bytes], bool]) -> AsyncIterator
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_write_whose_reply_is_lost_is_not_sent_again(
     lost: bool, own_server: Server

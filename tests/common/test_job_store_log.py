@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -59,6 +60,7 @@ async def test_append_heals_an_overlap(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a", "b", "c"]
 
 
+@pytest.mark.fault(11)
 async def test_append_refuses_a_gap_and_is_healed(store: JobStore) -> None:
     """A server that came back without its last second says from where to send again."""
     job = await submit(store)
@@ -69,6 +71,7 @@ async def test_append_refuses_a_gap_and_is_healed(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a", "b", "c"]
 
 
+@pytest.mark.fault(2)
 async def test_a_zombie_cannot_append(store: JobStore, redis: Redis, keys: Keys) -> None:
     """After a takeover the old holder is fenced, and it is the fence that refuses.
 
@@ -94,6 +97,7 @@ async def test_nothing_follows_the_end(store: JobStore) -> None:
     assert is_terminal(decode_event((await store.log(job.id))[-1][1]))
 
 
+@pytest.mark.fault(11)
 async def test_append_does_not_bring_a_forgotten_job_back(
     store: JobStore, redis: Redis, keys: Keys
 ) -> None:
@@ -114,6 +118,7 @@ async def test_append_reports_a_cancel(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a"]
 
 
+@pytest.mark.fault(34)
 async def test_append_reports_the_deadline(store: JobStore, redis: Redis, keys: Keys) -> None:
     """The holder learns that the deadline has passed, also by an append of nothing."""
     job = await submit(store)
@@ -277,6 +282,7 @@ async def _apply(store: JobStore, job_id: str, model: Model, operation: Operatio
 _serial = itertools.count()
 
 
+@pytest.mark.fault(39)
 @settings(
     max_examples=150,
     deadline=None,

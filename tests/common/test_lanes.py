@@ -77,6 +77,7 @@ async def test_orphans_come_first_then_high_normal_low(lanes: Lanes) -> None:
     assert _jobs(await lanes.claim("w1", 9)) == ["orphan", "high", "normal", "low"]
 
 
+@pytest.mark.fault(35)
 async def test_tenants_take_turns(lanes: Lanes) -> None:
     """A tenant with one job waits for one turn of the others, however many they have."""
     await _enqueue(lanes, *(f"a{i}" for i in range(5)), tenant="a")
@@ -132,6 +133,8 @@ async def test_release_ends_the_job_and_the_empty_lane(
     assert not await redis.exists(lane, keys.model(MODEL).lanes, keys.model(MODEL).jobs)
 
 
+@pytest.mark.fault(2)
+@pytest.mark.control(2)
 async def test_a_zombie_cannot_release(lanes: Lanes, redis: Redis, keys: Keys) -> None:
     """After the sweep an entry is not the old worker's, and it is the script that refuses.
 
@@ -204,6 +207,7 @@ async def test_the_sweep_leaves_a_live_worker_alone(lanes: Lanes, registry: Regi
     assert await lanes.release("w1", claim)
 
 
+@pytest.mark.fault(8)
 async def test_the_sweep_is_bounded(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys, small_sweep: int
 ) -> None:
@@ -219,6 +223,7 @@ async def test_the_sweep_is_bounded(
     assert _jobs(await lanes.claim("w2", 9)) == ["j1", "j2", "j3", "j4", "j5"]
 
 
+@pytest.mark.fault(5)
 async def test_a_pending_entry_without_a_body_stops_no_sweep(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys
 ) -> None:
@@ -231,6 +236,7 @@ async def test_a_pending_entry_without_a_body_stops_no_sweep(
     assert await registry.dead(MODEL) == []
 
 
+@pytest.mark.fault(5)
 async def test_entries_without_a_body_hide_no_job_from_the_sweep(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys, small_sweep: int
 ) -> None:

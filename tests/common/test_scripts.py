@@ -173,6 +173,7 @@ def fleet(redis: Redis, lease_redis: SyncRedis, keys: Keys) -> Fleet:
     return Fleet.of(redis, lease_redis, keys)
 
 
+@pytest.mark.fault(40)
 async def test_another_implementation_gives_the_same_answers(fleet: Fleet, keys: Keys) -> None:
     """What the scripts say rests on documented behaviour: fakeredis and the server agree."""
     server = FakeServer(version=(7,))
@@ -237,6 +238,8 @@ async def test_no_step_leaves_its_slot_in_a_cluster(cluster_url: str, keys: Keys
     lease_redis.close()
 
 
+@pytest.mark.fault(19)
+@pytest.mark.control(19)
 async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redis: Redis) -> None:
     """After a script flush everything goes on; the control is that the script is really gone."""
     job = await submit(fleet.store)
@@ -247,6 +250,7 @@ async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redi
     assert await redis.script_exists(SCRIPTS["start"].sha) == [True]
 
 
+@pytest.mark.fault(19)
 async def test_an_append_pipeline_outlives_a_script_flush(fleet: Fleet, redis: Redis) -> None:
     """Every job of the pipeline gets its events, once, in a step that found no script."""
     jobs = [await submit(fleet.store) for _ in range(3)]

@@ -29,6 +29,7 @@ def parse(data: bytes) -> list[httpx2.ServerSentEvent]:
     )
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_token_forges_a_frame(text: str) -> None:
     """Line breaks, field names and NUL inside a token come back as that token."""
@@ -48,6 +49,7 @@ def test_frames_come_back_one_by_one(texts: list[str]) -> None:
     assert [_decoder.decode(item.data) for item in found] == events
 
 
+@pytest.mark.fault(31)
 @given(st.text())
 def test_a_frame_has_three_lines_and_a_blank_one(text: str) -> None:
     """No byte of a token is a line break to any parser, the lenient ones included."""

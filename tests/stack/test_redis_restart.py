@@ -125,6 +125,7 @@ async def fleet_on(server: Server, programs: Programs) -> AsyncIterator[Fleet]:
     await redis.aclose()
 
 
+@pytest.mark.fault(11)
 async def test_nothing_accepted_is_lost_when_redis_is_killed(
     written_server: Server, programs: Programs
 ) -> None:
@@ -133,6 +134,7 @@ async def test_nothing_accepted_is_lost_when_redis_is_killed(
         await endure(fleet, written_server, written_server.kill)
 
 
+@pytest.mark.fault(11)
 async def test_nothing_accepted_is_lost_when_redis_shuts_down(
     own_server: Server, programs: Programs
 ) -> None:
@@ -147,6 +149,7 @@ def append_only_file(data_dir: Path) -> tuple[Path, int]:
     return file, file.stat().st_size
 
 
+@pytest.mark.fault(11)
 async def test_a_server_without_its_last_second_is_given_the_events_again(
     own_server: Server, programs: Programs, tmp_path: Path
 ) -> None:

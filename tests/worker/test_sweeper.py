@@ -68,6 +68,7 @@ async def test_the_living_are_left_alone(make_rig: MakeRig, backend: Backend) ->
     assert [depth.pending for depth in await backend.lanes.depths()] == [1]
 
 
+@pytest.mark.fault(10)
 async def test_a_job_that_was_only_claimed_waits_again(make_rig: MakeRig, backend: Backend) -> None:
     """No worker was lost over it: it goes back without an event and without a loss."""
     dead = make_rig()
@@ -81,6 +82,7 @@ async def test_a_job_that_was_only_claimed_waits_again(make_rig: MakeRig, backen
     assert [depth.lane for depth in await backend.lanes.depths()] == ["orphans"]
 
 
+@pytest.mark.fault(11)
 async def test_a_young_server_is_not_swept(make_rig: MakeRig, backend: Backend) -> None:
     """After a restart everybody's lease looks over; with an older server the same sweep bites."""
     dead = await make_rig(engine=CutEngine(3)).start()
@@ -94,6 +96,7 @@ async def test_a_young_server_is_not_swept(make_rig: MakeRig, backend: Backend) 
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(9)
 async def test_a_sweeper_that_dies_half_way_loses_nothing(
     make_rig: MakeRig, backend: Backend
 ) -> None:
@@ -138,6 +141,7 @@ async def _swept(rig: Rig) -> bool:
     return await rig.backend.registry.uptime_s() >= LEASE_S
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_in_a_lane_ends(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -153,6 +157,7 @@ async def test_an_overdue_job_in_a_lane_ends(
     assert await kinds_of(backend, job_id) == ["accepted", "expired"]
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_of_a_lost_worker_ends(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -177,6 +182,7 @@ async def test_a_job_that_just_became_overdue_is_left_to_its_worker(
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "damage", [{"spec": b"\xc1"}, {"state": b"from-the-future"}], ids=["spec", "state"]
 )
@@ -193,6 +199,7 @@ async def test_an_overdue_job_that_cannot_be_read_ends(
     assert await backend.lanes.unfinished() == 0
 
 
+@pytest.mark.fault(9)
 async def test_one_sweeps_at_a_time(make_rig: MakeRig, backend: Backend) -> None:
     """While one holds the sweep nobody else gets it, and it frees itself."""
     registry = backend.registry
