@@ -80,6 +80,26 @@ async def test_without_the_hand_over_they_wait_for_the_lease(fleet: Fleet) -> No
 
 
 @pytest.mark.fault(4)
+async def test_an_engine_that_hangs_in_the_loop_ends_its_worker(fleet: Fleet) -> None:
+    """The lease thread alone would keep it alive for ever, and with it everything that it holds."""
+    prompt = "Careful [hang]"
+    await fleet.start(lease_s=LEASE_S, watchdog_s=1, changes="toxic")
+    job_id, reader = await run(fleet, prompt)
+    story = await check_whole(fleet, job_id, prompt, reader.seen, max_tokens=NUM_TOKENS)
+    assert story.outline == TAKEN_OVER
+    [dead] = [worker for worker in fleet.workers if '"loop_hangs"' in worker.errors]
+    assert await dead.wait() == 1
+
+
+@pytest.mark.control(4)
+async def test_unwatched_it_would_hold_its_jobs_for_ever(fleet: Fleet) -> None:
+    """The fault bites: a lease that is renewed says nothing of the loop beside it."""
+    await fleet.start(lease_s=LEASE_S, watchdog_s=1, changes="toxic,no_loop_watch")
+    job_id = await fleet.submit("Careful [hang]", max_tokens=NUM_TOKENS)
+    await check_never_ends(fleet, job_id, 5)
+
+
+@pytest.mark.fault(4)
 @pytest.mark.faults
 async def test_an_engine_that_exits_is_a_death(fleet: Fleet) -> None:
     """``sys.exit`` in the middle of a job ends its worker; its lease runs out, another goes on."""

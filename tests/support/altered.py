@@ -7,7 +7,6 @@ not what it was.
 
 import asyncio
 import ctypes
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -16,18 +15,18 @@ from typing import Any
 import msgspec
 
 from common import connections, events, job_store
-from common.scripts import Script
-from gateway.doorbell import Doorbell
+from gateway.event_stream import EventStream
 from gateway.protocol import HttpConnection
 from gateway.relay import Relay
 from headrace.cli import main
+from tests.support.cutting import cut
 from worker.bell import Bell
 from worker.engine import fake
 from worker.engine.fake import FakeEngine
 from worker.engine.protocol import Delta, Output, Request, Sink
 from worker.lease import BEATS_PER_LEASE, Lease
+from worker.loop_watch import LoopWatch
 from worker.main import Worker
-from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
 
@@ -38,13 +37,6 @@ TOXIC_AT = 5
 EPOCH_CHECK = "if job[1] ~= ARGV[2] then return { 'FENCED', next } end\n"
 REPEAT_CHECK = "for i = 4 + next - n, #ARGV do"
 GAP_CHECK = "if n > next then return { 'GAP', next } end\n"
-
-
-def cut(script: Script, text: str, instead: str = "") -> None:
-    """Change a script's text, in this process."""
-    assert text in script.text, f"{script.name} has changed: {text!r} is not in it"
-    script.text = script.text.replace(text, instead)
-    script.sha = hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
@@ -90,15 +82,15 @@ def lease_in_loop() -> None:
     _replace(Lease, "stop", stop)
 
 
+def no_loop_watch() -> None:
+    """Let nobody see that an event loop hangs."""
+    _replace(LoopWatch, "start", lambda _watch: None)
+    _replace(LoopWatch, "stop", lambda _watch: None)
+
+
 def no_resync() -> None:
     """Never compare a silent stream with its log."""
     _replace(Relay, "_compare", _nothing)
-
-
-def no_look_after_reconnect() -> None:
-    """Take a new subscription for the old one: what came in between is not looked for."""
-    _replace(Relay, "_on_reconnect", lambda _relay: None)
-    _replace(Relay, "_start_catch_up", lambda _relay, _watch: None)
 
 
 def hoards() -> None:
@@ -106,9 +98,17 @@ def hoards() -> None:
     _replace(HttpConnection, "is_writable", property(lambda _connection: True))
 
 
-def gives_up() -> None:
-    """Take every broken connection for the end."""
-    _replace(sys.modules[Publisher.__module__], "UNAVAILABLE", ())
+def hurries() -> None:
+    """Close a stream's connection as soon as its last frame is handed over."""
+    pump = EventStream._pump
+
+    async def pump_and_hurry(stream: EventStream) -> bool:
+        finished = await pump(stream)
+        assert stream._connection
+        stream._connection.abort()
+        return finished
+
+    _replace(EventStream, "_pump", pump_and_hurry)
 
 
 def impatient() -> None:
@@ -170,15 +170,6 @@ def strict() -> None:
             _replace(module, "decode_event", decode_strictly)
 
 
-def slow_to_notice() -> None:
-    """Keep the relay from noticing by itself that it hears nothing."""
-
-    async def probe_nothing(_bell: Doorbell) -> None:
-        await asyncio.Event().wait()
-
-    _replace(Doorbell, "_keep_probing", probe_nothing)
-
-
 class ToxicEngine(FakeEngine):
     """A fake engine that a prompt can harm: ``[raise]``, ``[exit]``, ``[hang]``, ``[gil=3]``, …
 
@@ -238,9 +229,9 @@ def toxic() -> None:
 CHANGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
-        deaf_to_cancels, deaf_worker, gives_up, hasty, hoards, impatient, lease_in_loop,
-        no_hand_over, no_look_after_reconnect, no_repeat_check, no_resync, no_sweep, of_tomorrow,
-        slow_to_notice, strict, toxic,
+        deaf_to_cancels, deaf_worker, hasty, hoards, hurries, impatient, lease_in_loop,
+        no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_sweep, of_tomorrow, strict,
+        toxic,
     )
 }  # fmt: skip
 
