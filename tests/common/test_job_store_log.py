@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from common import job_store
 from common.connections import pubsub_client
 from common.events import Retrying, Tokens, decode_event, encode_event, is_terminal
 from common.job_store import Append, JobStore, Outcome
 from common.keys import Keys
 from common.registry import Registry
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import (
     BROKEN,
     RETENTION_MS,
@@ -300,3 +302,32 @@ async def test_the_log_is_the_accepted_sequence(
     assert await store.log(job.id) == list(enumerate(model.accepted))
     ends = [n for n, payload in enumerate(model.accepted) if is_terminal(decode_event(payload))]
     assert ends == ([len(model.accepted) - 1] if model.ended else [])
+
+
+@pytest.mark.control(39)
+@pytest.mark.parametrize(
+    ("check", "instead"),
+    [
+        ("if job[1] ~= ARGV[2] then return { 'FENCED', next } end\n", ""),
+        ("if n > next then return { 'GAP', next } end\n", ""),
+        ("for i = 4 + next - n, #ARGV do", "for i = 4, #ARGV do"),
+    ],
+    ids=["fence", "gap", "repeat"],
+)
+async def test_a_script_without_a_check_is_found(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, check: str, instead: str
+) -> None:
+    """The property bites: each check of the append is needed for it."""
+    cut_for_now(monkeypatch, job_store._APPEND, check, instead)
+    with pytest.raises(AssertionError):
+        await _tell_wrong_things(store)
+
+
+async def _tell_wrong_things(store: JobStore) -> None:
+    """Apply operations that a sound store refuses, and compare it with the model."""
+    job = await submit(store)
+    model = Model(accepted=[payload for _, payload in await store.log(job.id)])
+    zombie, early, again = TryAppend(1, 0, 1), TryAppend(0, 2, 1), TryAppend(0, -1, 2)
+    for operation in (Move(takes=True), early, TryAppend(0, 0, 2), again, Move(takes=True), zombie):
+        await _apply(store, job.id, model, operation)
+    assert await store.log(job.id) == list(enumerate(model.accepted))

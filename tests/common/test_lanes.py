@@ -11,6 +11,7 @@ from common.jobs import Priority
 from common.keys import GROUP, Keys
 from common.lanes import Claim, LaneDepth, Lanes, LeaseLapsed
 from common.registry import Heartbeat, Registry
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import MODEL, TENANT, make_worker
 from tests.support.waiting import within
 
@@ -251,6 +252,30 @@ async def test_entries_without_a_body_hide_no_job_from_the_sweep(
     while await registry.dead(MODEL):
         moved += await lanes.sweep("w1")
     assert moved == _jobs(await lanes.claim("w2", 9)) == ["last"]
+
+
+@pytest.mark.control(8)
+async def test_without_a_second_look_the_sweep_would_lose_a_job(
+    lanes: Lanes,
+    registry: Registry,
+    redis: Redis,
+    keys: Keys,
+    small_sweep: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fault bites: a consumer that is removed takes what it holds out of everybody's reach."""
+    look = "#redis.call('XPENDING', lane, 'workers', '-', '+', 1, ARGV[2]) == 0"
+    cut_for_now(monkeypatch, lanes_module._ORPHAN, look, "true")
+    rubbish = [f"j{i}" for i in range(10 * small_sweep)]
+    await _enqueue(lanes, *rubbish, "last")
+    claims = await lanes.claim("w1", 99)
+    entries = [claim.entry for claim in claims if claim.job_id in rubbish]
+    await redis.xdel(keys.model(MODEL).lane(claims[0].lane), *entries)
+    await _lapse(redis, keys, "w1")
+    while await registry.dead(MODEL):
+        assert await lanes.sweep("w1") == []
+    assert await lanes.claim("w2", 9) == []
+    assert await lanes.unfinished() == len(rubbish) + 1
 
 
 async def test_hand_back_keeps_the_kept(lanes: Lanes, small_sweep: int) -> None:

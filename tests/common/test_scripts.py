@@ -12,6 +12,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from common import lanes
 from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
 from common.events import Accepted, Retrying, Started
 from common.job_store import Append, JobStore, Outcome
@@ -21,6 +22,7 @@ from common.lanes import Affinity, Lanes, LeaseLapsed
 from common.prompts import Commit, PromptIndex
 from common.registry import Heartbeat, Registry
 from common.scripts import Script
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import (
     BROKEN,
     MODEL,
@@ -182,6 +184,21 @@ async def test_another_implementation_gives_the_same_answers(fleet: Fleet, keys:
         fake = await _tell(Fleet.of(redis, lease_redis, keys))
         lease_redis.close()
     assert await _tell(fleet) == fake
+
+
+@pytest.mark.control(40)
+async def test_another_answer_would_be_seen(
+    fleet: Fleet, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison bites: one script that does something else makes another story."""
+    server = FakeServer(version=(7,))
+    with monkeypatch.context() as patched:
+        cut_for_now(patched, lanes._RELEASE, "return 'OK'", "return 'NOT_OWNER'")
+        async with FakeAsyncRedis(server=server) as redis:
+            lease_redis = FakeRedis(server=server)
+            fake = await _tell(Fleet.of(redis, lease_redis, keys))
+            lease_redis.close()
+    assert await _tell(fleet) != fake
 
 
 async def test_the_story_runs_every_script(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,10 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from common.connections import command_client
 from common.job_store import JobStore
 from common.keys import Keys
 from tests.faults.checks import check_whole
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, fleet_on
 from tests.support.jobs import make_job, read, submit
 from tests.support.oracle import UNDISTURBED
 from tests.support.programs import Programs
@@ -24,7 +23,8 @@ pytestmark = pytest.mark.anyio
 
 PROMPT = "What does the river remember?"
 ENDLESS = 100_000
-NOTICE_S = 10.0
+RESYNC_S = 0.5
+NOTICE_S = 5.0
 STILL_S = 2.5
 
 Loss = Callable[[Redis, Keys, str], Awaitable[object]]
@@ -68,7 +68,7 @@ async def lose(fleet: Fleet, loss: Loss) -> tuple[SseReader, asyncio.Task[None]]
 @pytest.mark.parametrize("loss", LOSSES)
 async def test_a_job_that_vanishes_is_a_clear_end(own_fleet: Fleet, loss: Loss) -> None:
     """Its reader is told, its worker lets go of it, and the next job runs."""
-    await own_fleet.start(workers=1, capacity=1)
+    await own_fleet.start(workers=1, capacity=1, resync_s=RESYNC_S)
     _, reading = await lose(own_fleet, loss)
     async with within(NOTICE_S):
         with pytest.raises(Told, match="job-not-found"):
@@ -82,7 +82,7 @@ async def test_a_job_that_vanishes_is_a_clear_end(own_fleet: Fleet, loss: Loss) 
 @pytest.mark.control(11)
 async def test_without_the_comparison_it_is_silence(own_fleet: Fleet) -> None:
     """The fault bites: nobody else tells the reader in the same time."""
-    await own_fleet.start(workers=1, changes="no_resync")
+    await own_fleet.start(workers=1, resync_s=RESYNC_S, changes="no_resync")
     _, reading = await lose(own_fleet, delete)
     with pytest.raises(TimeoutError):
         async with within(NOTICE_S):
@@ -101,25 +101,22 @@ async def test_a_server_without_its_file_is_a_new_beginning(
     assert backend.binary
     server = Server(backend.binary, tmp_path, "--appendonly", "no")
     await asyncio.to_thread(server.start)
-    redis = command_client(server.url)
-    fleet = Fleet(programs, redis, server.url, Keys())
 
     async def restart(_redis: Redis, _keys: Keys, _job_id: str) -> None:
         await asyncio.to_thread(server.restart)
 
     try:
-        await fleet.start(workers=1)
-        _, reading = await lose(fleet, restart)
-        async with within(2 * NOTICE_S):
-            with pytest.raises(Told, match="job-not-found"):
-                await reading
-        async with within(30):
-            job_id = await fleet.submit_when_ready(PROMPT)
-            seen = await fleet.follow(job_id)
-        await check_whole(fleet, job_id, PROMPT, seen)
+        async with fleet_on(server, programs) as fleet:
+            await fleet.start(workers=1)
+            _, reading = await lose(fleet, restart)
+            async with within(4 * NOTICE_S):
+                with pytest.raises(Told, match="job-not-found"):
+                    await reading
+            async with within(30):
+                job_id = await fleet.submit_when_ready(PROMPT)
+                seen = await fleet.follow(job_id)
+            await check_whole(fleet, job_id, PROMPT, seen)
     finally:
-        await fleet.close()
-        await redis.aclose()
         await asyncio.to_thread(server.kill)
 
 
@@ -162,8 +159,8 @@ async def test_without_the_numbers_its_tokens_come_twice(
 
 @pytest.mark.fault(15)
 @pytest.mark.faults
-@pytest.mark.parametrize("pause", ["ALL", "WRITE"])
-async def test_a_paused_server_is_waited_for(own_fleet: Fleet, pause: str) -> None:
+@pytest.mark.parametrize("is_all", [True, False], ids=["all", "writes"])
+async def test_a_paused_server_is_waited_for(own_fleet: Fleet, is_all: bool) -> None:
     """``CLIENT PAUSE`` for longer than the timeout and the lease costs time, and nothing else."""
     await own_fleet.start(workers=2, lease_s=1.0)
     job_id = await own_fleet.submit(PROMPT, max_tokens=480)
@@ -171,7 +168,7 @@ async def test_a_paused_server_is_waited_for(own_fleet: Fleet, pause: str) -> No
     async with within(40), asyncio.TaskGroup() as group:
         group.create_task(reader.read(own_fleet.urls[0]))
         await reader.has(20)
-        await own_fleet.redis.execute_command("CLIENT", "PAUSE", 6_000, pause)
+        await own_fleet.redis.client_pause(6_000, all=is_all)
     await check_whole(own_fleet, job_id, PROMPT, reader.seen, max_tokens=480)
 
 

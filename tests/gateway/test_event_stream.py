@@ -13,6 +13,8 @@ from common.connections import command_client
 from common.job_store import JobStore
 from common.keys import Keys
 from gateway.dialects import native_sse
+from gateway.relay import Relay
+from gateway.watch import Cursor
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import submit
 from tests.gateway.followers import check_is_log, log_of, numbered, read_stream
@@ -245,6 +247,34 @@ async def test_a_drain_cuts_streams_with_a_hint(
     async with make_gateway() as gateway, client_of(gateway) as client:
         log = await log_of(store, job_id)
         check_is_log(await read_stream(client, job_id, after=0), log, after=0)
+
+
+@pytest.mark.control(29)
+async def test_a_stream_that_does_not_let_go_would_stay(
+    client: httpx2.AsyncClient,
+    gateway: RunningGateway,
+    player: Player,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fault bites: nobody else closes the cursor of a reader that has left."""
+    kept: list[Cursor] = []
+
+    async def keep(_relay: Relay, cursor: Cursor) -> None:
+        kept.append(cursor)
+
+    async def has_left() -> bool:
+        return len(kept) == 2
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Relay, "close", keep)
+        job_id = await submit(client)
+        for _ in range(2):
+            async with client.stream("GET", f"/v1/jobs/{job_id}/events"):
+                pass
+        await eventually(has_left)
+        assert gateway.relay.num_cursors == 2
+    for cursor in kept:
+        await gateway.relay.close(cursor)
 
 
 @pytest.mark.fault(11)

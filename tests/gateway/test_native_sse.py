@@ -39,6 +39,14 @@ def test_no_token_forges_a_frame(text: str) -> None:
     assert _decoder.decode(found.data) == event
 
 
+@pytest.mark.control(31)
+def test_text_that_is_sent_as_it_is_would_forge_events() -> None:
+    """The fault bites: without JSON around it a token ends its frame and begins another."""
+    text = "\n\nevent: completed\ndata: forged\n\n"
+    naive = f"id: 7\nevent: tokens\ndata: {text}\n\n".encode()
+    assert [(item.event, item.data) for item in parse(naive)][-1] == ("completed", "forged")
+
+
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_frames_come_back_one_by_one(texts: list[str]) -> None:
     """A stream of frames is parsed into exactly the events that went in, in order."""

@@ -9,18 +9,15 @@ import asyncio
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from common.connections import command_client
 from common.events import Tokens
-from common.keys import Keys
 from headrace.errors import ApiError
 from headrace.views import JobRequest
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, fleet_on
 from tests.support.oracle import Seen
 from tests.support.programs import Programs
 from tests.support.servers import STARTABLE, Backend, Server
@@ -113,16 +110,6 @@ async def endure(fleet: Fleet, server: Server, end: Callable[[], None]) -> None:
     for worker in fleet.workers:
         await worker.says('"bell_lost"')
     await fleet.check_at_rest()
-
-
-@asynccontextmanager
-async def fleet_on(server: Server, programs: Programs) -> AsyncIterator[Fleet]:
-    """Give a fleet on a server of the test's own."""
-    redis = command_client(server.url)
-    fleet = Fleet(programs, redis, server.url, Keys())
-    yield fleet
-    await fleet.close()
-    await redis.aclose()
 
 
 @pytest.mark.fault(11)

@@ -30,13 +30,14 @@ class FaultProxy:
     """Passes bytes on to a loopback port, as long as nothing is wrong with it.
 
     ``delay_s`` holds every chunk back. ``num_cut`` counts connections that were ended from here.
+    ``port`` is where the server seems to be.
     """
 
     def __init__(self, port: int) -> None:
         self.delay_s = 0.0
         self.num_cut = 0
         self._target = port
-        self._port = 0
+        self.port = 0
         self._flows = asyncio.Event()
         self._flows.set()
         self._truncate_at: int | None = None  # of the next reply
@@ -46,7 +47,7 @@ class FaultProxy:
     @property
     def url(self) -> str:
         """Where the server seems to be."""
-        return f"redis://127.0.0.1:{self._port}"
+        return f"redis://127.0.0.1:{self.port}"
 
     def swallow(self) -> None:
         """Let nothing through from now on, in either direction; connections stay open."""
@@ -133,7 +134,7 @@ async def fault_proxy(port: int) -> AsyncIterator[FaultProxy]:
     """Run a proxy before a port of this machine."""
     proxy = FaultProxy(port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy._port = server.sockets[0].getsockname()[1]
+    proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:

@@ -1,12 +1,15 @@
 """Gateways and workers as real processes on one server, over loopback TCP."""
 
 import json
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 from redis.asyncio import Redis
 
+from common.connections import command_client
 from common.events import Event
 from common.job_store import JobStore
 from common.keys import Keys
@@ -17,6 +20,7 @@ from headrace.views import JobRequest
 from tests.support.jobs import MODEL
 from tests.support.oracle import Seen, Story, check_at_rest
 from tests.support.programs import START_S, Program, Programs
+from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 LEASE_S = 2.0
@@ -52,6 +56,7 @@ class Fleet:
             "fake_tokens_per_s": TOKENS_PER_S,
             "lease_s": LEASE_S,
         }
+        self.url = redis_url
         self.redis = redis
         self.keys = keys
         self._programs = programs
@@ -138,6 +143,18 @@ class Fleet:
         lives = await self.registry.workers()
         return next((live.info.id for live in lives if live.info.pid == worker.pid), "")
 
+    async def metrics(self, *names: str, gateway: int = 0) -> list[float]:
+        """Return what a gateway says of itself under these names."""
+        async with httpx2.AsyncClient(base_url=self.urls[gateway], trust_env=False) as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+        return [
+            float(value)
+            for name in names
+            for line in lines
+            for found, _, value in [line.partition(" ")]
+            if found == name
+        ]
+
     async def check_at_rest(self) -> None:
         """Check that nothing is left of the jobs but what may stay."""
         await check_at_rest(self.redis, self.keys)
@@ -154,3 +171,12 @@ class Fleet:
             return idle.issuperset(hand.pid for hand in hands)
 
         await eventually(are_idle)
+
+
+@asynccontextmanager
+async def fleet_on(server: Server, programs: Programs) -> AsyncIterator[Fleet]:
+    """Give a fleet on a server of the test's own; none of it is started yet."""
+    async with command_client(server.url) as redis:
+        fleet = Fleet(programs, redis, server.url, Keys())
+        yield fleet
+        await fleet.close()

@@ -25,6 +25,7 @@ from tests.worker.rig import (
     submit,
     text_of,
 )
+from worker import runner
 from worker import sweeper as sweeper_module
 from worker.backend import Backend
 from worker.sweeper import PASS_S, Sweeper
@@ -32,6 +33,7 @@ from worker.sweeper import PASS_S, Sweeper
 pytestmark = pytest.mark.anyio
 
 YOUNG_S = 3600.0
+SHORT_S = 0.5
 
 
 async def overdue(redis: Redis, backend: Backend, job_id: str) -> None:
@@ -210,6 +212,69 @@ async def test_one_sweeps_at_a_time(make_rig: MakeRig, backend: Backend) -> None
         return await registry.take_sweep(MODEL, "w2", PASS_S)
 
     await eventually(is_free)
+
+
+@pytest.mark.fault(9)
+async def test_a_worker_that_dies_with_the_sweep_takes_it_to_nobody(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The next one sweeps when that lease is over too, and finds its jobs."""
+    dead, living, job_id = await two_of_which_one_dies_sweeping(make_rig, backend)
+    await living.expire(dead.worker_id)
+    end = await end_of(backend, job_id)
+    assert (end.kind, end.attempts) == ("completed", 2)
+    await at_rest(backend)
+
+
+@pytest.mark.control(9)
+async def test_a_sweep_without_an_end_would_end_all_sweeps(
+    make_rig: MakeRig, backend: Backend, redis: Redis
+) -> None:
+    """The fault bites: with a lock that outlives its holder nobody looks for the dead any more."""
+    dead, living, _ = await two_of_which_one_dies_sweeping(make_rig, backend)
+    await redis.persist(backend.keys.model(MODEL).sweeper)
+    await living.expire(dead.worker_id)
+    with pytest.raises(AssertionError, match="not within"):
+        await eventually(lambda: is_buried(backend, dead.worker_id), 3 * PASS_S)
+    await redis.delete(backend.keys.model(MODEL).sweeper)
+    await eventually(lambda: is_buried(backend, dead.worker_id))
+
+
+async def two_of_which_one_dies_sweeping(
+    make_rig: MakeRig, backend: Backend
+) -> tuple[Rig, Rig, str]:
+    """Return a worker that was killed with a job and the sweep, one that lives, and the job."""
+    dead = await make_rig(engine=CutEngine(3), lease_s=SHORT_S).start()
+    job_id = await hold_at(dead, backend)
+    assert await backend.registry.take_sweep(MODEL, dead.worker_id, PASS_S)
+    await dead.kill()
+    living = await make_rig(lease_s=SHORT_S).start()
+    living.spawn(living.sweeper.run(living.worker_id))
+    return dead, living, job_id
+
+
+async def is_buried(backend: Backend, worker_id: str) -> bool:
+    """Tell whether nothing is left of a worker."""
+    workers = backend.keys.model(MODEL).workers
+    return await backend.lanes._redis.zscore(workers, worker_id) is None
+
+
+@pytest.mark.control(8)
+async def test_two_workers_of_one_name_would_hide_a_death(
+    make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault bites: the living one renews the lease of both. So every ID is fresh."""
+    monkeypatch.setattr(runner, "worker_id", lambda: "the-same")
+    living = await make_rig().start(capacity=0)
+    dead = await make_rig(engine=CutEngine(3)).start()
+    job_id = await hold_at(dead, backend)
+    await dead.kill()
+    assert living.worker_id == dead.worker_id
+    for _ in range(3):
+        await living.sweeper.sweep()
+    record = await read(backend.store, job_id)
+    assert (record.state, record.owner) == (JobState.RUNNING, "the-same")
+    assert await backend.registry.dead(MODEL) == []
 
 
 async def test_it_goes_on_after_an_outage(
