@@ -82,7 +82,8 @@ async def test_killed_at_this_step(
 
 
 @pytest.mark.control(1, 10)
-@pytest.mark.parametrize("step", ["claim", pytest.param("append", marks=LONG)])
+@pytest.mark.parametrize("step", ["claim", "append"])
+@pytest.mark.faults
 async def test_without_the_sweep_nobody_goes_on(
     fleet: Fleet, redis: Redis, proxy: FaultProxy, step: str
 ) -> None:

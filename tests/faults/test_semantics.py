@@ -94,6 +94,7 @@ async def test_a_cancel_without_its_hint_arrives(fleet: Fleet) -> None:
 
 
 @pytest.mark.control(33)
+@pytest.mark.faults
 async def test_without_hint_and_answer_it_runs_on(fleet: Fleet) -> None:
     """The fault bites: a flag that nobody is told of stops nothing."""
     await fleet.start(workers=1, changes="deaf_to_cancels")

@@ -51,7 +51,10 @@ async def expire(redis: Redis, keys: Keys, job_id: str) -> None:
         await redis.pexpire(key, 1)
 
 
-LOSSES: list[Loss] = [flush_all, delete, delete_record, expire]
+LOSSES = [
+    flush_all,
+    *(pytest.param(loss, marks=pytest.mark.faults) for loss in (delete, delete_record, expire)),
+]
 
 
 async def lose(fleet: Fleet, loss: Loss) -> tuple[SseReader, asyncio.Task[None]]:
@@ -80,6 +83,7 @@ async def test_a_job_that_vanishes_is_a_clear_end(own_fleet: Fleet, loss: Loss) 
 
 
 @pytest.mark.control(11)
+@pytest.mark.faults
 async def test_without_the_comparison_it_is_silence(own_fleet: Fleet) -> None:
     """The fault bites: nobody else tells the reader in the same time."""
     await own_fleet.start(workers=1, resync_s=RESYNC_S, changes="no_resync")
@@ -147,6 +151,7 @@ async def test_a_server_that_stands_still_is_waited_for(
 
 
 @pytest.mark.control(15)
+@pytest.mark.faults
 async def test_without_the_numbers_its_tokens_come_twice(
     own_fleet: Fleet, own_server: Server
 ) -> None:

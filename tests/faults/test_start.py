@@ -20,6 +20,7 @@ NUM_TOKENS = 60
 
 
 @pytest.mark.fault(7)
+@pytest.mark.faults
 async def test_a_worker_of_tomorrow_serves_a_gateway_of_today(fleet: Fleet) -> None:
     """A field that this version does not know passes it by, also where a job changes hands."""
     await fleet.start(gateways=0, workers=1, lease_s=1.0, changes="of_tomorrow")

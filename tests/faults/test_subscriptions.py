@@ -105,6 +105,7 @@ async def test_without_a_look_after_it_the_end_never_comes(
 
 
 @pytest.mark.fault(12)
+@pytest.mark.faults
 async def test_connections_that_are_cut_again_and_again(own_fleet: Fleet) -> None:
     """``CLIENT KILL`` of everybody's connections, several times a second, costs no token."""
     await own_fleet.start()

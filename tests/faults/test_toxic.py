@@ -40,6 +40,7 @@ async def test_a_worker_whose_interpreter_stands_still_is_replaced(fleet: Fleet)
 
 
 @pytest.mark.fault(3)
+@pytest.mark.faults
 async def test_a_worker_whose_loop_stands_still_is_alive(fleet: Fleet) -> None:
     """Its lease is renewed from a thread: a long step in the event loop is no death."""
     prompt = f"Hold on [loop={BLOCKED_S}]"
@@ -50,6 +51,7 @@ async def test_a_worker_whose_loop_stands_still_is_alive(fleet: Fleet) -> None:
 
 
 @pytest.mark.control(3)
+@pytest.mark.faults
 async def test_with_the_lease_in_the_loop_it_would_be_dead(fleet: Fleet) -> None:
     """The same job is taken away from its living worker."""
     prompt = f"Hold on [loop={BLOCKED_S}]"
@@ -72,6 +74,7 @@ async def test_an_engine_that_raises_gives_its_jobs_away(fleet: Fleet) -> None:
 
 
 @pytest.mark.control(4)
+@pytest.mark.faults
 async def test_without_the_hand_over_they_wait_for_the_lease(fleet: Fleet) -> None:
     """The fault bites: nobody else may touch what a worker with a lease holds."""
     await fleet.start(lease_s=FOREVER_S, changes="toxic,no_hand_over")
@@ -92,6 +95,7 @@ async def test_an_engine_that_hangs_in_the_loop_ends_its_worker(fleet: Fleet) ->
 
 
 @pytest.mark.control(4)
+@pytest.mark.faults
 async def test_unwatched_it_would_hold_its_jobs_for_ever(fleet: Fleet) -> None:
     """The fault bites: a lease that is renewed says nothing of the loop beside it."""
     await fleet.start(lease_s=LEASE_S, watchdog_s=1, changes="toxic,no_loop_watch")
@@ -164,6 +168,7 @@ async def test_a_drain_in_prefill_hands_over(fleet: Fleet) -> None:
 
 
 @pytest.mark.control(6)
+@pytest.mark.faults
 async def test_without_the_hand_over_a_drain_is_a_death(fleet: Fleet) -> None:
     """The fault bites: what a worker left behind waits until its lease is over."""
     await fleet.start(
