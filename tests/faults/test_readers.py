@@ -11,14 +11,13 @@ import httpx2
 import psutil
 import pytest
 
-from common.events import Ended, ErrorInfo, Failed, Tokens, encode_event
-from common.job_store import Append, JobStore, Outcome
+from common.events import ErrorInfo, Failed, Tokens
 from common.jobs import FinishReason
 from common.names import random_job_id
 from tests.faults.checks import check_whole
+from tests.faults.monologue import Monologue
 from tests.support.fault_proxy import fault_proxy
 from tests.support.fleet import Fleet
-from tests.support.jobs import RETENTION_MS, STOPPED, make_job, start, submit
 from tests.support.readers import Reader, SseReader, WsReader
 from tests.support.waiting import eventually, within
 
@@ -101,35 +100,6 @@ async def idle_readers(fleet: Fleet, job_id: str) -> AsyncIterator[None]:
     finally:
         for reader in sockets:
             reader.close()
-
-
-class Monologue:
-    """A job that the test writes itself, for a gateway process."""
-
-    def __init__(self, store: JobStore, job_id: str, epoch: int) -> None:
-        self.job_id = job_id
-        self._store = store
-        self._epoch = epoch
-        self._next = 2
-
-    @classmethod
-    async def begin(cls, fleet: Fleet) -> "Monologue":
-        """Start a job of the tenant of everybody."""
-        job = make_job(tenant="default")
-        await submit(fleet.store, job)
-        return cls(fleet.store, job.id, await start(fleet.store, job.id))
-
-    async def say(self, text: str) -> None:
-        """Append one event."""
-        event = encode_event(Tokens(self._next - 2, (1,), text))
-        append = Append(self.job_id, self._epoch, self._next, (event,))
-        [(outcome, self._next)] = await self._store.append([append])
-        assert outcome is Outcome.OK
-
-    async def end(self, end: Ended = STOPPED) -> None:
-        """Write the end."""
-        position = (self._epoch, self._next)
-        await self._store.finish(self.job_id, position, end, RETENTION_MS)
 
 
 async def flood(fleet: Fleet) -> tuple[int, float]:
