@@ -30,8 +30,8 @@ NUM_IDLE = 20
 BIG = "x" * 8_000
 NUM_BIG = 1_000
 BUFFER = 4_096
-LARGE = 8_000_000
-RTT_S = 0.01
+LARGE = 16_000_000
+RTT_S = 0.005
 MEMORY = 50_000_000
 """To 20 readers that take nothing 160 MB are said, 8 MB to each; the kernel keeps a part of it."""
 

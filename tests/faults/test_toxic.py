@@ -83,10 +83,11 @@ async def test_without_the_hand_over_they_wait_for_the_lease(fleet: Fleet) -> No
 
 
 @pytest.mark.fault(4)
+@pytest.mark.faults
 async def test_an_engine_that_hangs_in_the_loop_ends_its_worker(fleet: Fleet) -> None:
     """The lease thread alone would keep it alive for ever, and with it everything that it holds."""
     prompt = "Careful [hang]"
-    await fleet.start(lease_s=LEASE_S, watchdog_s=1, changes="toxic")
+    await fleet.start(lease_s=LEASE_S, watchdog_s=2, changes="toxic")
     job_id, reader = await run(fleet, prompt)
     story = await check_whole(fleet, job_id, prompt, reader.seen, max_tokens=NUM_TOKENS)
     assert story.outline == TAKEN_OVER
@@ -98,9 +99,9 @@ async def test_an_engine_that_hangs_in_the_loop_ends_its_worker(fleet: Fleet) ->
 @pytest.mark.faults
 async def test_unwatched_it_would_hold_its_jobs_for_ever(fleet: Fleet) -> None:
     """The fault bites: a lease that is renewed says nothing of the loop beside it."""
-    await fleet.start(lease_s=LEASE_S, watchdog_s=1, changes="toxic,no_loop_watch")
+    await fleet.start(lease_s=LEASE_S, watchdog_s=2, changes="toxic,no_loop_watch")
     job_id = await fleet.submit("Careful [hang]", max_tokens=NUM_TOKENS)
-    await check_never_ends(fleet, job_id, 5)
+    await check_never_ends(fleet, job_id, 6)
 
 
 @pytest.mark.fault(4)
