@@ -1,18 +1,19 @@
 """Workers that die at any step of a job's life, and what they held."""
 
 import asyncio
+import signal
 
 import pytest
 from redis.asyncio import Redis
 
 from common import job_store, lanes
 from common.scripts import Script
-from tests.faults.checks import check_never_ends, check_whole
+from tests.faults.checks import check_never_ends, check_whole, is_ended
 from tests.support.fault_proxy import FaultProxy, Trap
 from tests.support.fleet import Fleet
 from tests.support.oracle import TAKEN_OVER, UNDISTURBED
 from tests.support.readers import SseReader
-from tests.support.waiting import within
+from tests.support.waiting import eventually, within
 
 pytestmark = pytest.mark.anyio
 
@@ -91,3 +92,29 @@ async def test_without_the_sweep_nobody_goes_on(
     job_id = await die_at(fleet, redis, proxy, step, applied=True)
     await fleet.start(gateways=0, workers=1, lease_s=LEASE_S, changes="no_sweep")
     await check_never_ends(fleet, job_id, 3 * LEASE_S)
+
+
+@pytest.mark.control(2)
+@pytest.mark.faults
+async def test_without_the_fence_a_zombie_writes_into_anothers_job(fleet: Fleet) -> None:
+    """The fault bites: what a frozen worker writes when it wakes up stands in the log.
+
+    Its numbers are checked too, and would stop most of it; so both checks are off.
+    """
+    await fleet.start(workers=1, lease_s=LEASE_S, changes="no_fence,no_repeat_check")
+    job_id = await fleet.submit(PROMPT, max_tokens=8 * NUM_TOKENS)
+    await fleet.logged(job_id, 20)
+    [zombie] = fleet.workers
+    zombie.send(signal.SIGSTOP)
+    await fleet.start(gateways=0, workers=1, lease_s=LEASE_S)
+
+    async def is_taken_over() -> bool:
+        record = await fleet.store.record(job_id)
+        assert record
+        return record.attempts == 2
+
+    await eventually(is_taken_over)
+    zombie.send(signal.SIGCONT)
+    await eventually(lambda: is_ended(fleet, job_id))
+    with pytest.raises(AssertionError, match="tokens repeated"):
+        await fleet.story(job_id)

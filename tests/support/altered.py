@@ -44,6 +44,10 @@ def _replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
+async def _forever(*_args: object) -> None:
+    await asyncio.Event().wait()
+
+
 async def _nothing(*_args: object, **_options: object) -> None:
     pass
 
@@ -56,6 +60,14 @@ def no_sweep() -> None:
 def no_hand_over() -> None:
     """Leave a draining worker's jobs where they are."""
     _replace(Runner, "hand_over", _nothing)
+
+
+def no_fence() -> None:
+    """Let a worker write on, whoever owns its jobs by now, and let it believe that it may."""
+    for script in (job_store._APPEND, job_store._FINISH):
+        cut(script, EPOCH_CHECK)
+    _replace(Lease, "is_current", property(lambda _lease: True))
+    _replace(Runner, "rejoin", _forever)
 
 
 def no_repeat_check() -> None:
@@ -129,11 +141,7 @@ def hasty() -> None:
 
 def deaf_worker() -> None:
     """Lose every hint to the worker: new work, cancels."""
-
-    async def hear_nothing(_bell: Bell, *_callbacks: object) -> None:
-        await asyncio.Event().wait()
-
-    _replace(Bell, "listen", hear_nothing)
+    _replace(Bell, "listen", _forever)
 
 
 def deaf_to_cancels() -> None:
@@ -230,8 +238,8 @@ CHANGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
         deaf_to_cancels, deaf_worker, hasty, hoards, hurries, impatient, lease_in_loop,
-        no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_sweep, of_tomorrow, strict,
-        toxic,
+        no_fence, no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_sweep,
+        of_tomorrow, strict, toxic,
     )
 }  # fmt: skip
 
