@@ -4,6 +4,7 @@
 #   make up       the same stack, until Ctrl-C
 #   make test     lint, types, import contracts, all tests against a real Valkey
 #   make check    lint, types, import contracts
+#   make faults   every fault of docs/faults.md with its control, the long ones included
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
 #   make kill-table   every fault on a real fleet under load, into docs/reliability.md
 #   make soak     half an hour of load with a fault a minute: does anything grow?
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check hunt bench kill-table soak clean
+.PHONY: install demo up test check faults hunt bench kill-table soak clean
 
 install: $(STAMP)
 
@@ -38,6 +39,9 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/pytest
+
+faults: $(STAMP)
+	$(BIN)/pytest -m "fault or control or faults"
 
 hunt: $(STAMP)
 	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/simulation

@@ -105,7 +105,9 @@ class Settings(BaseSettings):
     affinity_patience_s: float = Field(
         5, ge=0, le=3600, description="longest wait for the worker that holds a prompt's KV cache"
     )
-    watchdog_s: Seconds = Field(60, description="local engine: ended when a step takes this long")
+    watchdog_s: Seconds = Field(
+        60, description="a worker is ended when a step of its engine or loop takes this long"
+    )
     upstream: str = Field("", description="remote engine: base URL of an OpenAI-compatible API")
     upstream_key: str = Field("", repr=False, description="remote engine: its API key")
     threads: int = Field(

@@ -17,8 +17,14 @@ from tests.support.servers import BACKENDS, STARTABLE, Backend, Server
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the mark of what takes longer than a few seconds; it runs by default."""
-    config.addinivalue_line("markers", "slow: runs a real model; leave out with -m 'not slow'")
+    """Name the marks. ``faults`` alone is left out by default (``make faults``)."""
+    for mark in (
+        "slow: runs a real model; leave out with -m 'not slow and not faults'",
+        "faults: takes too long for `make test`; `make faults` runs it",
+        "fault(number, …): injects these faults of tests/faults/catalogue.py",
+        "control(number, …): shows that these faults bite where the protection is off",
+    ):
+        config.addinivalue_line("markers", mark)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from worker.causes import first_cause
 from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.protocol import EngineInfo
 from worker.lease import Lease
+from worker.loop_watch import LoopWatch
 from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
@@ -84,6 +85,7 @@ class Worker:
         self._bell.on_connect = self._publisher.reconcile.set
         self._bell.on_forget = self._engine.forget
         self._sweeper = Sweeper(backend, settings.lease_s)
+        self._loop_watch = LoopWatch(settings.watchdog_s, _abandon)
 
     async def run(self) -> None:
         """Load, serve, drain. Raises ``StartupFailed`` or ``EngineFailed``."""
@@ -94,10 +96,12 @@ class Worker:
         if not await self._until_stopped(self._wait_for_redis()):
             return
         self._lease.start()
+        self._loop_watch.start()
         try:
             if await self._until_stopped(self._load()):
                 await self._work()
         finally:
+            self._loop_watch.stop()
             self._lease.stop()
             await asyncio.to_thread(self._leave)
 
@@ -232,6 +236,12 @@ class Worker:
         if self._stop.is_set():
             return WorkerState.DRAINING
         return WorkerState.BUSY if self._runner.num_held else WorkerState.IDLE
+
+
+def _abandon() -> None:
+    """End this process without its loop, which hangs: its lease runs out, its jobs go on."""
+    _log.error("loop_hangs")
+    os._exit(1)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis as SyncRedis
@@ -12,12 +13,14 @@ from redis.asyncio import Redis
 from common import connections
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
 from common.keys import Keys
+from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.servers import Server
 from tests.support.waiting import within
 
 TIMEOUT_S = 0.2
 
 
+@pytest.mark.fault(13, 15)
 async def test_a_silent_server_is_an_error_soon(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,7 @@ async def _reply_eater(url: str, eats: Callable[[bytes], bool]) -> AsyncIterator
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_write_whose_reply_is_lost_is_not_sent_again(
     lost: bool, own_server: Server
@@ -123,3 +127,48 @@ def test_the_lease_client_is_blocking(redis_url: str) -> None:
     with lease_client(redis_url, 1.0) as client:
         assert isinstance(client, SyncRedis)
         assert client.ping()
+
+
+async def _cancel_in_mid_reply(proxy: FaultProxy, client: Redis) -> None:
+    """Give up on a command when it is sent and its reply is not there yet."""
+    proxy.delay_s = 0.05
+    waiting = asyncio.ensure_future(client.echo("mine"))
+    await asyncio.sleep(proxy.delay_s)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    proxy.heal()
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
+    """A proxy before the session's server."""
+    port = urlsplit(redis_url).port
+    assert port
+    async with fault_proxy(port) as running:
+        yield running
+
+
+@pytest.mark.fault(13)
+async def test_a_cancelled_commands_reply_is_nobodys(proxy: FaultProxy) -> None:
+    """Whoever comes next gets the reply to what it asked."""
+    async with within(), command_client(proxy.url, max_connections=1) as client:
+        for round_ in range(10):
+            await _cancel_in_mid_reply(proxy, client)
+            assert await client.echo(f"yours {round_}") == f"yours {round_}".encode()
+
+
+@pytest.mark.control(13)
+async def test_a_connection_kept_after_a_cancel_gives_it_to_the_next(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault bites: where the connection is not dropped, replies belong to somebody else."""
+    read_response = connections._Careful.read_response
+
+    async def keep(connection: Any, *args: Any, **options: Any) -> Any:
+        return await read_response(connection, *args, **options | {"disconnect_on_error": False})
+
+    monkeypatch.setattr(connections._Careful, "read_response", keep)
+    async with within(), command_client(proxy.url, max_connections=1) as client:
+        await client.ping()
+        await _cancel_in_mid_reply(proxy, client)
+        assert await client.echo("yours") == b"mine"

@@ -145,6 +145,7 @@ def test_every_kind_of_event_is_pinned() -> None:
     assert {type(event) for event in RELEASE_0_1_0.values()} == set(KINDS)
 
 
+@pytest.mark.fault(7)
 @given(events)
 def test_a_field_of_a_newer_release_is_ignored(event: Event) -> None:
     """A gateway reads the logs of newer workers while the fleet is updated."""

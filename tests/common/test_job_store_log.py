@@ -4,15 +4,18 @@ import itertools
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from common import job_store
 from common.connections import pubsub_client
 from common.events import Retrying, Tokens, decode_event, encode_event, is_terminal
 from common.job_store import Append, JobStore, Outcome
 from common.keys import Keys
 from common.registry import Registry
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import (
     BROKEN,
     RETENTION_MS,
@@ -59,6 +62,7 @@ async def test_append_heals_an_overlap(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a", "b", "c"]
 
 
+@pytest.mark.fault(11)
 async def test_append_refuses_a_gap_and_is_healed(store: JobStore) -> None:
     """A server that came back without its last second says from where to send again."""
     job = await submit(store)
@@ -69,6 +73,7 @@ async def test_append_refuses_a_gap_and_is_healed(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a", "b", "c"]
 
 
+@pytest.mark.fault(2)
 async def test_a_zombie_cannot_append(store: JobStore, redis: Redis, keys: Keys) -> None:
     """After a takeover the old holder is fenced, and it is the fence that refuses.
 
@@ -94,6 +99,7 @@ async def test_nothing_follows_the_end(store: JobStore) -> None:
     assert is_terminal(decode_event((await store.log(job.id))[-1][1]))
 
 
+@pytest.mark.fault(11)
 async def test_append_does_not_bring_a_forgotten_job_back(
     store: JobStore, redis: Redis, keys: Keys
 ) -> None:
@@ -114,6 +120,7 @@ async def test_append_reports_a_cancel(store: JobStore) -> None:
     assert await _texts(store, job.id) == ["a"]
 
 
+@pytest.mark.fault(34)
 async def test_append_reports_the_deadline(store: JobStore, redis: Redis, keys: Keys) -> None:
     """The holder learns that the deadline has passed, also by an append of nothing."""
     job = await submit(store)
@@ -277,6 +284,7 @@ async def _apply(store: JobStore, job_id: str, model: Model, operation: Operatio
 _serial = itertools.count()
 
 
+@pytest.mark.fault(39)
 @settings(
     max_examples=150,
     deadline=None,
@@ -294,3 +302,32 @@ async def test_the_log_is_the_accepted_sequence(
     assert await store.log(job.id) == list(enumerate(model.accepted))
     ends = [n for n, payload in enumerate(model.accepted) if is_terminal(decode_event(payload))]
     assert ends == ([len(model.accepted) - 1] if model.ended else [])
+
+
+@pytest.mark.control(39)
+@pytest.mark.parametrize(
+    ("check", "instead"),
+    [
+        ("if job[1] ~= ARGV[2] then return { 'FENCED', next } end\n", ""),
+        ("if n > next then return { 'GAP', next } end\n", ""),
+        ("for i = 4 + next - n, #ARGV do", "for i = 4, #ARGV do"),
+    ],
+    ids=["fence", "gap", "repeat"],
+)
+async def test_a_script_without_a_check_is_found(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, check: str, instead: str
+) -> None:
+    """The property bites: each check of the append is needed for it."""
+    cut_for_now(monkeypatch, job_store._APPEND, check, instead)
+    with pytest.raises(AssertionError):
+        await _tell_wrong_things(store)
+
+
+async def _tell_wrong_things(store: JobStore) -> None:
+    """Apply operations that a sound store refuses, and compare it with the model."""
+    job = await submit(store)
+    model = Model(accepted=[payload for _, payload in await store.log(job.id)])
+    zombie, early, again = TryAppend(1, 0, 1), TryAppend(0, 2, 1), TryAppend(0, -1, 2)
+    for operation in (Move(takes=True), early, TryAppend(0, 0, 2), again, Move(takes=True), zombie):
+        await _apply(store, job.id, model, operation)
+    assert await store.log(job.id) == list(enumerate(model.accepted))

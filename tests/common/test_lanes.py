@@ -11,6 +11,7 @@ from common.jobs import Priority
 from common.keys import GROUP, Keys
 from common.lanes import Claim, LaneDepth, Lanes, LeaseLapsed
 from common.registry import Heartbeat, Registry
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import MODEL, TENANT, make_worker
 from tests.support.waiting import within
 
@@ -77,6 +78,7 @@ async def test_orphans_come_first_then_high_normal_low(lanes: Lanes) -> None:
     assert _jobs(await lanes.claim("w1", 9)) == ["orphan", "high", "normal", "low"]
 
 
+@pytest.mark.fault(35)
 async def test_tenants_take_turns(lanes: Lanes) -> None:
     """A tenant with one job waits for one turn of the others, however many they have."""
     await _enqueue(lanes, *(f"a{i}" for i in range(5)), tenant="a")
@@ -132,6 +134,8 @@ async def test_release_ends_the_job_and_the_empty_lane(
     assert not await redis.exists(lane, keys.model(MODEL).lanes, keys.model(MODEL).jobs)
 
 
+@pytest.mark.fault(2)
+@pytest.mark.control(2)
 async def test_a_zombie_cannot_release(lanes: Lanes, redis: Redis, keys: Keys) -> None:
     """After the sweep an entry is not the old worker's, and it is the script that refuses.
 
@@ -204,6 +208,7 @@ async def test_the_sweep_leaves_a_live_worker_alone(lanes: Lanes, registry: Regi
     assert await lanes.release("w1", claim)
 
 
+@pytest.mark.fault(8)
 async def test_the_sweep_is_bounded(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys, small_sweep: int
 ) -> None:
@@ -219,6 +224,7 @@ async def test_the_sweep_is_bounded(
     assert _jobs(await lanes.claim("w2", 9)) == ["j1", "j2", "j3", "j4", "j5"]
 
 
+@pytest.mark.fault(5)
 async def test_a_pending_entry_without_a_body_stops_no_sweep(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys
 ) -> None:
@@ -231,6 +237,7 @@ async def test_a_pending_entry_without_a_body_stops_no_sweep(
     assert await registry.dead(MODEL) == []
 
 
+@pytest.mark.fault(5)
 async def test_entries_without_a_body_hide_no_job_from_the_sweep(
     lanes: Lanes, registry: Registry, redis: Redis, keys: Keys, small_sweep: int
 ) -> None:
@@ -245,6 +252,30 @@ async def test_entries_without_a_body_hide_no_job_from_the_sweep(
     while await registry.dead(MODEL):
         moved += await lanes.sweep("w1")
     assert moved == _jobs(await lanes.claim("w2", 9)) == ["last"]
+
+
+@pytest.mark.control(8)
+async def test_without_a_second_look_the_sweep_would_lose_a_job(
+    lanes: Lanes,
+    registry: Registry,
+    redis: Redis,
+    keys: Keys,
+    small_sweep: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fault bites: a consumer that is removed takes what it holds out of everybody's reach."""
+    look = "#redis.call('XPENDING', lane, 'workers', '-', '+', 1, ARGV[2]) == 0"
+    cut_for_now(monkeypatch, lanes_module._ORPHAN, look, "true")
+    rubbish = [f"j{i}" for i in range(10 * small_sweep)]
+    await _enqueue(lanes, *rubbish, "last")
+    claims = await lanes.claim("w1", 99)
+    entries = [claim.entry for claim in claims if claim.job_id in rubbish]
+    await redis.xdel(keys.model(MODEL).lane(claims[0].lane), *entries)
+    await _lapse(redis, keys, "w1")
+    while await registry.dead(MODEL):
+        assert await lanes.sweep("w1") == []
+    assert await lanes.claim("w2", 9) == []
+    assert await lanes.unfinished() == len(rubbish) + 1
 
 
 async def test_hand_back_keeps_the_kept(lanes: Lanes, small_sweep: int) -> None:

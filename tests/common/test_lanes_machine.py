@@ -326,6 +326,7 @@ class LanesMachine(RuleBasedStateMachine):
         assert self.run(self.lanes.claim(last.id, 1)) == []
 
 
+@pytest.mark.fault(39)
 def test_no_job_is_ever_lost(redis_url: str, keys: Keys) -> None:
     """Whatever workers do and whenever they die, each unfinished job is in exactly one place."""
 

@@ -79,6 +79,7 @@ def test_an_idempotent_job_id_needs_the_secret() -> None:
     assert idempotent_job_id(SECRET, "t", "k") != idempotent_job_id(b"guess", "t", "k")
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("host", ["box", "gpu-1.example.org", "_übung", "", "x" * 64])
 def test_a_worker_id_is_a_name_on_any_host(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine is called, its workers' IDs can be keys, and are fresh each time."""

@@ -99,6 +99,7 @@ async def test_what_a_worker_says_ends_with_its_lease(
     assert await redis.ttl(keys.models) > 0
 
 
+@pytest.mark.fault(19)
 async def test_a_renewal_outlives_a_script_flush(
     heartbeat: Heartbeat, registry: Registry, redis: Redis
 ) -> None:

@@ -12,6 +12,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from common import lanes
 from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
 from common.dead_letters import Letter
 from common.events import Accepted, ErrorInfo, Retrying, Started
@@ -23,6 +24,7 @@ from common.limits import Limits
 from common.prompts import Commit, PromptIndex
 from common.registry import Heartbeat, Registry
 from common.scripts import Script
+from tests.support.cutting import cut_for_now
 from tests.support.jobs import (
     BROKEN,
     MODEL,
@@ -200,6 +202,7 @@ def fleet(redis: Redis, lease_redis: SyncRedis, keys: Keys) -> Fleet:
     return Fleet.of(redis, lease_redis, keys)
 
 
+@pytest.mark.fault(40)
 async def test_another_implementation_gives_the_same_answers(fleet: Fleet, keys: Keys) -> None:
     """What the scripts say rests on documented behaviour: fakeredis and the server agree."""
     server = FakeServer(version=(7,))
@@ -208,6 +211,21 @@ async def test_another_implementation_gives_the_same_answers(fleet: Fleet, keys:
         fake = await _tell(Fleet.of(redis, lease_redis, keys))
         lease_redis.close()
     assert await _tell(fleet) == fake
+
+
+@pytest.mark.control(40)
+async def test_another_answer_would_be_seen(
+    fleet: Fleet, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison bites: one script that does something else makes another story."""
+    server = FakeServer(version=(7,))
+    with monkeypatch.context() as patched:
+        cut_for_now(patched, lanes._RELEASE, "return 'OK'", "return 'NOT_OWNER'")
+        async with FakeAsyncRedis(server=server) as redis:
+            lease_redis = FakeRedis(server=server)
+            fake = await _tell(Fleet.of(redis, lease_redis, keys))
+            lease_redis.close()
+    assert await _tell(fleet) != fake
 
 
 async def test_the_story_runs_every_script(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +282,8 @@ async def test_no_step_leaves_its_slot_in_a_cluster(cluster_url: str, keys: Keys
     lease_redis.close()
 
 
+@pytest.mark.fault(19)
+@pytest.mark.control(19)
 async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redis: Redis) -> None:
     """After a script flush everything goes on; the control is that the script is really gone."""
     job = await submit(fleet.store)
@@ -274,6 +294,7 @@ async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redi
     assert await redis.script_exists(SCRIPTS["start"].sha) == [True]
 
 
+@pytest.mark.fault(19)
 async def test_an_append_pipeline_outlives_a_script_flush(fleet: Fleet, redis: Redis) -> None:
     """Every job of the pipeline gets its events, once, in a step that found no script."""
     jobs = [await submit(fleet.store) for _ in range(3)]

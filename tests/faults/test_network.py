@@ -1,31 +1,20 @@
 """The network between Redis and a process: cut, slow, silent, broken off in mid-reply."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.fault_proxy import FaultProxy
 from tests.support.fleet import LEASE_S, NUM_TOKENS, Fleet
+from tests.support.oracle import TAKEN_OVER, UNDISTURBED
 from tests.support.readers import SseReader
 from tests.support.waiting import within
 
 pytestmark = pytest.mark.anyio
 
 PROMPT = "How wide is the river?"
-UNDISTURBED = "accepted started tokens completed"
-TAKEN_OVER = "accepted started tokens retrying started tokens completed"
-
-
-@pytest.fixture
-async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
-    """A proxy before the session's server."""
-    port = urlsplit(redis_url).port
-    assert port
-    async with fault_proxy(port) as running:
-        yield running
 
 
 @pytest.fixture
@@ -46,6 +35,7 @@ BREAKS: dict[str, Callable[[FaultProxy], None]] = {
 }
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("break_off", BREAKS.values(), ids=BREAKS.keys())
 async def test_a_worker_whose_connections_break_goes_on(
     fleet: Fleet, proxy: FaultProxy, expected: str, break_off: Callable[[FaultProxy], None]
@@ -66,6 +56,7 @@ async def test_a_worker_whose_connections_break_goes_on(
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(13)
 async def test_a_worker_that_hears_nothing_is_replaced(
     fleet: Fleet, proxy: FaultProxy, expected: str
 ) -> None:
@@ -88,6 +79,7 @@ async def test_a_worker_that_hears_nothing_is_replaced(
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(13)
 async def test_a_slow_network_is_only_slow(fleet: Fleet, proxy: FaultProxy, expected: str) -> None:
     """Of worker and gateway: every reply takes a while, and nobody is taken for dead."""
     proxy.delay_s = 0.05
@@ -101,6 +93,7 @@ async def test_a_slow_network_is_only_slow(fleet: Fleet, proxy: FaultProxy, expe
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(13)
 async def test_a_gateway_that_hears_nothing_tells_its_readers_nothing_wrong(
     fleet: Fleet, proxy: FaultProxy, expected: str
 ) -> None:

@@ -24,6 +24,7 @@ async def overdue_job(store: JobStore, redis: Redis, keys: Keys) -> str:
     return job.id
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_without_a_worker_ends(redis: Redis, keys: Keys) -> None:
     """Its log gets the terminal event, and it no longer counts against the limit."""
     store = JobStore(redis, keys)

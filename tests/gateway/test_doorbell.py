@@ -122,6 +122,7 @@ async def test_without_a_confirmation_it_raises(
         await unconnected.subscribe(channel)
 
 
+@pytest.mark.fault(12)
 async def test_a_subscription_during_an_outage_is_confirmed_after_it(
     listener: Listener, redis: Redis, channel: str
 ) -> None:
@@ -146,6 +147,7 @@ async def test_a_channel_can_be_left(listener: Listener, redis: Redis, channel: 
     assert await num_subscribers(redis, channel) == 0
 
 
+@pytest.mark.fault(12)
 async def test_a_broken_connection_is_rebuilt_and_reported(
     listener: Listener, redis: Redis, channel: str
 ) -> None:
@@ -179,6 +181,7 @@ async def make_deaf(listener: Listener) -> None:
     await connection.send_command("UNSUBSCRIBE", check_health=False)
 
 
+@pytest.mark.fault(16)
 async def test_the_probe_notices_a_deaf_connection(
     listener: Listener, redis: Redis, channel: str
 ) -> None:
@@ -190,6 +193,7 @@ async def test_the_probe_notices_a_deaf_connection(
     await listener.hears(channel, b"after")
 
 
+@pytest.mark.control(16)
 async def test_without_the_probe_a_deaf_connection_stays_deaf(
     redis_url: str, redis: Redis, keys: Keys, haste: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +233,7 @@ async def test_it_is_not_alive_while_the_server_is_away(
         assert listener.bell.is_alive
 
 
+@pytest.mark.fault(13)
 async def test_a_cancel_that_meets_a_broken_connection_is_heeded(
     redis_url: str, redis: Redis, keys: Keys, haste: None
 ) -> None:

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import httpx2
+import pytest
 from redis.asyncio import Redis
 
 from common.connections import command_client
 from common.job_store import JobStore
 from common.keys import Keys
 from gateway.dialects import native_sse
+from gateway.relay import Relay
+from gateway.watch import Cursor
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import submit
 from tests.gateway.followers import check_is_log, log_of, numbered, read_stream
@@ -93,6 +96,7 @@ async def test_a_silent_stream_is_pinged_from_the_start(
         assert received.count(b"\nid: ") == 1
 
 
+@pytest.mark.fault(29)
 async def test_a_reader_that_leaves_is_forgotten_promptly(
     client: httpx2.AsyncClient, gateway: RunningGateway, player: Player
 ) -> None:
@@ -145,6 +149,7 @@ def num_buffered(gateway: RunningGateway) -> int:
     return max(transport.get_write_buffer_size() for transport in transports)
 
 
+@pytest.mark.fault(28)
 async def test_a_reader_that_takes_nothing_is_cut(
     make_gateway: MakeGateway, store: JobStore, player: Player
 ) -> None:
@@ -180,6 +185,7 @@ async def test_a_reader_that_takes_nothing_is_cut(
         assert gateway.services.streams.num_stalled == 1
 
 
+@pytest.mark.fault(28)
 async def test_a_stalled_reader_costs_no_memory(make_gateway: MakeGateway, player: Player) -> None:
     """While it takes nothing, what is buffered for it stays as small as a few events."""
     async with make_gateway(write_timeout_s=60) as gateway, client_of(gateway) as client:
@@ -243,6 +249,35 @@ async def test_a_drain_cuts_streams_with_a_hint(
         check_is_log(await read_stream(client, job_id, after=0), log, after=0)
 
 
+@pytest.mark.control(29)
+async def test_a_stream_that_does_not_let_go_would_stay(
+    client: httpx2.AsyncClient,
+    gateway: RunningGateway,
+    player: Player,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fault bites: nobody else closes the cursor of a reader that has left."""
+    kept: list[Cursor] = []
+
+    async def keep(_relay: Relay, cursor: Cursor) -> None:
+        kept.append(cursor)
+
+    async def has_left() -> bool:
+        return len(kept) == 2
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Relay, "close", keep)
+        job_id = await submit(client)
+        for _ in range(2):
+            async with client.stream("GET", f"/v1/jobs/{job_id}/events"):
+                pass
+        await eventually(has_left)
+        assert gateway.relay.num_cursors == 2
+    for cursor in kept:
+        await gateway.relay.close(cursor)
+
+
+@pytest.mark.fault(11)
 async def test_a_stream_whose_job_vanishes_says_so_and_is_cut(
     client: httpx2.AsyncClient, redis: Redis, keys: Keys, player: Player
 ) -> None:
@@ -257,6 +292,7 @@ async def test_a_stream_whose_job_vanishes_says_so_and_is_cut(
     assert b"job-not-found" in received
 
 
+@pytest.mark.fault(11)
 async def test_a_stream_outlives_a_restart_of_redis(
     own_server: Server, make_gateway: MakeGateway, keys: Keys
 ) -> None:

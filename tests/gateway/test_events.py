@@ -36,6 +36,7 @@ async def test_a_late_subscriber_sees_everything(
         check_is_log(await read_stream(client, finished), log)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("way", ["header", "query", "both"])
 async def test_a_resume_after_any_event_gets_the_rest(
     client: httpx2.AsyncClient, store: JobStore, finished: str, way: str
@@ -60,6 +61,7 @@ async def test_a_reader_that_has_the_end_gets_204(
     assert (response.status_code, response.content) == (204, b"")
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("after", [6, 7, 2**53])
 async def test_a_cursor_beyond_the_log_is_refused(
     client: httpx2.AsyncClient, finished: str, after: int
@@ -69,6 +71,7 @@ async def test_a_cursor_beyond_the_log_is_refused(
     assert "after=5 " in check_problem(response, 409, "cursor-ahead")["detail"]
 
 
+@pytest.mark.fault(24)
 async def test_a_cursor_that_is_no_number_is_refused(
     client: httpx2.AsyncClient, finished: str
 ) -> None:
@@ -78,6 +81,7 @@ async def test_a_cursor_that_is_no_number_is_refused(
         assert "`after`" in check_problem(response, 400, "invalid-parameter")["detail"], after
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("path", ["/events", ""])
 async def test_unknown_expired_and_foreign_jobs_look_alike(
     client: httpx2.AsyncClient,
@@ -98,12 +102,14 @@ async def test_unknown_expired_and_foreign_jobs_look_alike(
     assert answers[0] == answers[1] == answers[2]
 
 
+@pytest.mark.fault(24)
 async def test_what_is_no_job_id_is_a_missing_job(client: httpx2.AsyncClient) -> None:
     """It reaches no key."""
     for job_id in ("x", "job_", "job_" + "G" * 32, MISSING + "0", "%00", "{x}"):
         check_problem(await client.get(f"/v1/jobs/{job_id}/events"), 404, "job-not-found")
 
 
+@pytest.mark.fault(29)
 async def test_head_does_not_stream(
     client: httpx2.AsyncClient, gateway: RunningGateway, player: Player
 ) -> None:

@@ -244,6 +244,7 @@ async def cancel(client: httpx2.AsyncClient, job_id: str) -> tuple[str, str]:
     return response.json()["status"], response.json()["cancelled"]
 
 
+@pytest.mark.fault(33)
 async def test_a_queued_job_is_cancelled_here(client: httpx2.AsyncClient, player: Player) -> None:
     """Its end is in the log before the answer; a second cancel changes nothing."""
     job_id = await submit(client)
@@ -254,6 +255,7 @@ async def test_a_queued_job_is_cancelled_here(client: httpx2.AsyncClient, player
     assert await read_stream(client, job_id) == seen
 
 
+@pytest.mark.fault(33)
 async def test_a_running_job_is_cancelled_by_its_worker(
     client: httpx2.AsyncClient, redis: Redis, keys: Keys, store: JobStore, player: Player
 ) -> None:
@@ -273,6 +275,7 @@ async def test_a_running_job_is_cancelled_by_its_worker(
     assert not record.is_ended
 
 
+@pytest.mark.fault(33)
 async def test_a_job_whose_worker_is_dead_is_cancelled_here(
     client: httpx2.AsyncClient, player: Player
 ) -> None:
@@ -287,6 +290,7 @@ async def test_a_job_whose_worker_is_dead_is_cancelled_here(
     assert await attempt.say("b") == "CLOSED"
 
 
+@pytest.mark.fault(33)
 async def test_an_ended_job_keeps_its_end(client: httpx2.AsyncClient, player: Player) -> None:
     """A cancel that comes too late says so."""
     job_id = await submit(client)
@@ -295,6 +299,7 @@ async def test_an_ended_job_keeps_its_end(client: httpx2.AsyncClient, player: Pl
     assert (await show(client, job_id))["finish_reason"] == "stop"
 
 
+@pytest.mark.fault(33)
 async def test_a_missing_and_a_foreign_job_cannot_be_cancelled(
     client: httpx2.AsyncClient, store: JobStore
 ) -> None:

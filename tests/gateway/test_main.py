@@ -106,6 +106,7 @@ async def test_the_process_refuses_with_its_own_exit_code(redis_url: str, keys: 
     assert b"--insecure" in errors
 
 
+@pytest.mark.fault(22)
 async def test_it_starts_without_redis_and_comes_up_with_it(own_server: Server, keys: Keys) -> None:
     """Nobody has to start things in the right order."""
     await asyncio.to_thread(own_server.stop)
@@ -129,6 +130,7 @@ async def test_it_starts_without_redis_and_comes_up_with_it(own_server: Server, 
         await submit(client)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains(
     redis_url: str, keys: Keys, player: Player, number: signal.Signals

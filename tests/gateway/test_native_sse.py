@@ -29,6 +29,7 @@ def parse(data: bytes) -> list[httpx2.ServerSentEvent]:
     )
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_token_forges_a_frame(text: str) -> None:
     """Line breaks, field names and NUL inside a token come back as that token."""
@@ -36,6 +37,14 @@ def test_no_token_forges_a_frame(text: str) -> None:
     [found] = parse(native_sse.frame("job", 7, event))
     assert (found.id, found.event) == ("7", "tokens")
     assert _decoder.decode(found.data) == event
+
+
+@pytest.mark.control(31)
+def test_text_that_is_sent_as_it_is_would_forge_events() -> None:
+    """The fault bites: without JSON around it a token ends its frame and begins another."""
+    text = "\n\nevent: completed\ndata: forged\n\n"
+    naive = f"id: 7\nevent: tokens\ndata: {text}\n\n".encode()
+    assert [(item.event, item.data) for item in parse(naive)][-1] == ("completed", "forged")
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
@@ -48,6 +57,7 @@ def test_frames_come_back_one_by_one(texts: list[str]) -> None:
     assert [_decoder.decode(item.data) for item in found] == events
 
 
+@pytest.mark.fault(31)
 @given(st.text())
 def test_a_frame_has_three_lines_and_a_blank_one(text: str) -> None:
     """No byte of a token is a line break to any parser, the lenient ones included."""

@@ -1,5 +1,6 @@
 """The ``event`` messages of a WebSocket."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from tests.gateway.followers import EventMessage, decode_message
 from tests.gateway.player import DONE
 
 
+@pytest.mark.fault(31)
 @given(st.text(), st.integers(0, 2**53))
 def test_a_message_gives_the_event_back(text: str, n: int) -> None:
     """Whatever a token holds, the message is one JSON document with its job and number."""

@@ -47,6 +47,7 @@ async def test_problems_are_not_cached(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/no")).headers["cache-control"] == "no-store"
 
 
+@pytest.mark.fault(18)
 async def test_a_full_redis_is_a_problem(
     client: httpx2.AsyncClient, player: Player, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ async def test_a_fault_of_ours_tells_nothing_secret(
         assert gateway.num_faults == 1
 
 
+@pytest.mark.fault(15)
 async def test_redis_that_hangs_is_answered_in_time(
     own_server: Server, make_gateway: MakeGateway
 ) -> None:

@@ -57,6 +57,7 @@ class DeafDoorbell(Doorbell):
         await super().run(lambda _channel, _data: None, lambda: None)
 
 
+@pytest.mark.fault(25)
 async def test_attaching_while_tokens_are_appended(relay: Relay, store: JobStore) -> None:
     """Whatever the moment, between the subscription and the log nothing is lost or doubled."""
     for round_ in range(300):
@@ -78,6 +79,7 @@ async def test_attaching_while_tokens_are_appended(relay: Relay, store: JobStore
         check_is_log(follower.seen, await log_of(store, attempt.job_id))
 
 
+@pytest.mark.fault(25)
 async def test_two_tabs_of_which_one_leaves(
     relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt
 ) -> None:
@@ -132,6 +134,7 @@ async def test_a_crowd_shares_one_watch(
         check_is_log(follower.seen, log)
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("num_turns", [1, 2, 3, 4, 5])
 async def test_a_client_that_leaves_while_it_is_attached_leaves_nothing(
     relay: Relay, redis: Redis, keys: Keys, attempt: Attempt, num_turns: int
@@ -146,6 +149,7 @@ async def test_a_client_that_leaves_while_it_is_attached_leaves_nothing(
     await until_unsubscribed(redis, keys, attempt.job_id)
 
 
+@pytest.mark.fault(29)
 async def test_a_client_that_leaves_takes_no_neighbour_with_it(
     relay: Relay, store: JobStore, attempt: Attempt
 ) -> None:
@@ -198,6 +202,7 @@ async def test_a_client_that_leaves_during_a_catch_up_leaves_no_cursor(
     await first.leave()
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("tenant", [TENANT, "stranger"])
 async def test_a_missing_job_and_a_foreign_one_look_alike(
     relay: Relay, attempt: Attempt, tenant: str
@@ -210,6 +215,7 @@ async def test_a_missing_job_and_a_foreign_one_look_alike(
     assert refusal.value.detail == relay_module.job_not_found(missing).detail
 
 
+@pytest.mark.fault(24)
 async def test_a_cursor_beyond_the_log_is_refused(relay: Relay, attempt: Attempt) -> None:
     """The refusal names the last event that there is."""
     with pytest.raises(Problem, match="after=1 ") as refusal:
@@ -218,6 +224,7 @@ async def test_a_cursor_beyond_the_log_is_refused(relay: Relay, attempt: Attempt
     assert relay.num_cursors == 0
 
 
+@pytest.mark.fault(24)
 async def test_a_cursor_beyond_the_end_is_refused(relay: Relay, attempt: Attempt) -> None:
     """Nothing follows the terminal event, not even later."""
     await attempt.end()
@@ -240,6 +247,7 @@ async def test_a_resume_that_is_ahead_of_this_gateway_is_served(
         await slow.leave()
 
 
+@pytest.mark.fault(27)
 async def test_a_lost_last_message_is_found(
     redis_url: str, keys: Keys, store: JobStore, attempt: Attempt
 ) -> None:
@@ -254,6 +262,7 @@ async def test_a_lost_last_message_is_found(
     check_is_log(follower.seen, await log_of(store, attempt.job_id))
 
 
+@pytest.mark.control(27)
 async def test_without_the_comparison_it_is_not_found(
     redis_url: str, keys: Keys, attempt: Attempt
 ) -> None:
@@ -301,6 +310,7 @@ async def test_a_damaged_log_is_told_to_every_follower(
         await follower.leave()
 
 
+@pytest.mark.fault(11)
 async def test_a_job_that_is_gone_is_told_to_its_followers(
     relay: Relay, redis: Redis, keys: Keys, attempt: Attempt
 ) -> None:
@@ -315,6 +325,7 @@ async def test_a_job_that_is_gone_is_told_to_its_followers(
     await follower.leave()
 
 
+@pytest.mark.fault(24)
 async def test_a_new_job_of_the_same_id_is_another_stream(
     relay: Relay, store: JobStore, redis: Redis, keys: Keys
 ) -> None:
@@ -338,6 +349,7 @@ async def test_a_new_job_of_the_same_id_is_another_stream(
     check_is_log(again.seen, await log_of(store, old.id))
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_without_a_worker_gets_its_end(
     relay: Relay, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +376,7 @@ async def test_an_overdue_job_is_left_to_its_worker_at_first(relay: Relay, store
     check_is_log(follower.seen, await log_of(store, attempt.job_id))
 
 
+@pytest.mark.fault(12)
 async def test_events_of_a_broken_connection_are_made_up_for(
     redis_url: str, keys: Keys, store: JobStore, redis: Redis, attempt: Attempt
 ) -> None:
@@ -379,6 +392,7 @@ async def test_events_of_a_broken_connection_are_made_up_for(
     check_is_log(follower.seen, await log_of(store, attempt.job_id))
 
 
+@pytest.mark.fault(11)
 async def test_a_follower_outlives_a_restart_of_redis(own_server: Server, keys: Keys) -> None:
     """Its stream goes on after the outage where it stopped."""
     async with running_relay(own_server.url, keys) as relay:

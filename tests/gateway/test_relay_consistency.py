@@ -15,6 +15,7 @@ from itertools import cycle
 from unittest.mock import patch
 
 import anyio
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -160,6 +161,7 @@ async def _read_to_end(followers: list[Follower], patience_s: float) -> None:
         raise AssertionError("a follower never saw the end") from None
 
 
+@pytest.mark.fault(26)
 @settings(
     max_examples=300,
     deadline=None,
@@ -185,6 +187,7 @@ def _never_read_again(_self: Relay, _watch: Watch) -> asyncio.Future[None]:
 _offer = Transcript.offer
 
 
+@pytest.mark.control(26)
 def test_without_the_merge_the_property_fails(redis_url: str) -> None:
     """Taking messages as they come, without a look at the log, is caught: the property bites."""
     counterexamples: list[Scenario] = []

@@ -149,6 +149,7 @@ async def test_a_cancel_is_answered_and_its_event_follows(talk: Talk) -> None:
     assert [event.kind for _, event in await talk.read_to_end(job_id)][-1] == "cancelled"
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("after", [-2, 5])
 async def test_a_cursor_outside_the_log_is_refused(talk: Talk, after: int) -> None:
     """And leaves no subscription behind."""
@@ -242,6 +243,7 @@ async def test_a_shutdown_closes_with_the_code_for_a_restart(
     assert closed.value.rcvd.code == CloseCode.SERVICE_RESTART
 
 
+@pytest.mark.fault(11)
 async def test_a_job_that_vanishes_is_told_by_name(
     talk: Talk, store: JobStore, gateway: RunningGateway
 ) -> None:
@@ -255,6 +257,7 @@ async def test_a_job_that_vanishes_is_told_by_name(
     assert (await talk.ask(SUBMIT))["type"] == "submitted"
 
 
+@pytest.mark.fault(28)
 async def test_a_reader_that_takes_nothing_is_cut(
     make_gateway: MakeGateway, store: JobStore, player: Player
 ) -> None:

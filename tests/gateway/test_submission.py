@@ -88,6 +88,7 @@ async def test_one_key_is_one_job_whatever_the_order_of_the_fields(
     check_problem(answers[2], 422, "idempotency-key-reused")
 
 
+@pytest.mark.fault(32)
 async def test_one_key_is_one_job(
     client: httpx2.AsyncClient, redis: Redis, keys: Keys, player: Player
 ) -> None:
@@ -102,6 +103,7 @@ async def test_one_key_is_one_job(
     assert await redis.zcard(keys.tenant_jobs(TENANT)) == 1
 
 
+@pytest.mark.fault(32)
 async def test_one_key_is_one_job_on_every_gateway(
     client: httpx2.AsyncClient, make_gateway: MakeGateway, player: Player
 ) -> None:
@@ -123,6 +125,7 @@ async def test_a_burst_is_accepted(
     assert await num_waiting(redis, keys) == 300
 
 
+@pytest.mark.fault(32)
 async def test_one_key_with_another_payload_is_refused(
     client: httpx2.AsyncClient, player: Player
 ) -> None:
@@ -134,6 +137,7 @@ async def test_one_key_with_another_payload_is_refused(
     assert same.json() == first.json()
 
 
+@pytest.mark.fault(32)
 async def test_a_repeat_after_the_end_gets_the_same_answer(
     client: httpx2.AsyncClient, redis: Redis, keys: Keys, player: Player
 ) -> None:
@@ -149,6 +153,7 @@ async def test_a_repeat_after_the_end_gets_the_same_answer(
     assert await num_waiting(redis, keys) == 0
 
 
+@pytest.mark.fault(32)
 async def test_a_repeat_finishes_what_a_crash_left_half_done(
     client: httpx2.AsyncClient,
     gateway: RunningGateway,

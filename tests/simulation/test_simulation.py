@@ -38,12 +38,14 @@ async def simulate(seed: int, redis: Redis, sync: SyncRedis, keys: Keys) -> None
         raise AssertionError(f"seed {seed}: {error}; again: {again}") from error
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_life(seed: int, redis: Redis, lease_redis: SyncRedis, keys: Keys) -> None:
     """Crashes, lost replies, frozen workers, drains and restarts, in any order."""
     await simulate(seed, redis, lease_redis, keys)
 
 
+@pytest.mark.control(38)
 async def test_it_finds_a_missing_fence(redis: Redis, lease_redis: SyncRedis, keys: Keys) -> None:
     """Without the epoch a worker that lost its lease writes on, and the simulation sees it."""
     append = JobStore.append

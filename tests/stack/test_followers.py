@@ -62,6 +62,7 @@ async def check_from_everywhere(fleet: Fleet, programs: Programs, page: Page | N
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(24)
 async def test_subscribers_of_every_kind_end_with_the_same_bytes(
     fleet: Fleet, programs: Programs
 ) -> None:
@@ -80,6 +81,7 @@ async def test_event_source_in_a_browser_sees_the_same_bytes(
         await check_from_everywhere(fleet, programs, page)
 
 
+@pytest.mark.control(24)
 async def test_a_reader_that_forgets_its_cursor_sees_repeats(fleet: Fleet) -> None:
     """Without `Last-Event-ID` the stream begins again: it is the cursor that prevents repeats."""
     await fleet.start(gateways=1, workers=1)

@@ -48,16 +48,19 @@ async def disturb(fleet: Fleet, number: signal.Signals, exit_code: int) -> None:
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(23)
 async def test_readers_of_a_killed_gateway_read_on_at_another_one(fleet: Fleet) -> None:
     """After `kill -9` of a gateway its readers get the rest elsewhere, and nothing twice."""
     await disturb(fleet, signal.SIGKILL, -signal.SIGKILL)
 
 
+@pytest.mark.fault(23)
 async def test_readers_of_a_stopping_gateway_read_on_at_another_one(fleet: Fleet) -> None:
     """SIGTERM cuts open streams without a terminal event; their readers resume elsewhere."""
     await disturb(fleet, signal.SIGTERM, 0)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=NEEDS_CHROMIUM)
 async def test_a_browser_reads_on_when_its_gateway_comes_back(fleet: Fleet) -> None:
     """`EventSource` in Chromium reconnects by itself to a restarted gateway, and resumes."""
@@ -76,6 +79,7 @@ async def test_a_browser_reads_on_when_its_gateway_comes_back(fleet: Fleet) -> N
     await fleet.check_at_rest()
 
 
+@pytest.mark.control(23)
 async def test_a_reader_without_its_cursor_reads_everything_again(fleet: Fleet) -> None:
     """A reader that forgets where it was gets the job from event 0: the cursor is what resumes."""
     await fleet.start(gateways=2, workers=1)

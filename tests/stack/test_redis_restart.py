@@ -9,18 +9,15 @@ import asyncio
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from common.connections import command_client
 from common.events import Tokens
-from common.keys import Keys
 from headrace.errors import ApiError
 from headrace.views import JobRequest
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, fleet_on
 from tests.support.oracle import Seen
 from tests.support.programs import Programs
 from tests.support.servers import STARTABLE, Backend, Server
@@ -115,16 +112,7 @@ async def endure(fleet: Fleet, server: Server, end: Callable[[], None]) -> None:
     await fleet.check_at_rest()
 
 
-@asynccontextmanager
-async def fleet_on(server: Server, programs: Programs) -> AsyncIterator[Fleet]:
-    """Give a fleet on a server of the test's own."""
-    redis = command_client(server.url)
-    fleet = Fleet(programs, redis, server.url, Keys())
-    yield fleet
-    await fleet.close()
-    await redis.aclose()
-
-
+@pytest.mark.fault(11)
 async def test_nothing_accepted_is_lost_when_redis_is_killed(
     written_server: Server, programs: Programs
 ) -> None:
@@ -133,6 +121,7 @@ async def test_nothing_accepted_is_lost_when_redis_is_killed(
         await endure(fleet, written_server, written_server.kill)
 
 
+@pytest.mark.fault(11)
 async def test_nothing_accepted_is_lost_when_redis_shuts_down(
     own_server: Server, programs: Programs
 ) -> None:
@@ -147,6 +136,7 @@ def append_only_file(data_dir: Path) -> tuple[Path, int]:
     return file, file.stat().st_size
 
 
+@pytest.mark.fault(11)
 async def test_a_server_without_its_last_second_is_given_the_events_again(
     own_server: Server, programs: Programs, tmp_path: Path
 ) -> None:

@@ -8,14 +8,12 @@ import pytest
 from common.events import Tokens, encode_event
 from common.job_store import Append, Outcome
 from tests.support.fleet import NUM_TOKENS, Fleet
-from tests.support.oracle import Story
+from tests.support.oracle import TAKEN_OVER, UNDISTURBED, Story
 from tests.support.readers import SseReader, WsReader
 from tests.support.waiting import eventually, within
 
 pytestmark = pytest.mark.anyio
 
-TAKEN_OVER = "accepted started tokens retrying started tokens completed"
-UNDISTURBED = "accepted started tokens completed"
 PROMPTS = [f"Question {number} of a long night" for number in range(8)]
 LONG = 2 * NUM_TOKENS
 
@@ -29,6 +27,7 @@ async def run_all(fleet: Fleet, prompts: list[str]) -> list[Story]:
     return stories
 
 
+@pytest.mark.fault(1)
 async def test_followers_read_on_when_the_worker_is_killed(fleet: Fleet) -> None:
     """After `kill -9` of a worker its job goes on under the other one, to the same text."""
     await fleet.start()
@@ -53,6 +52,7 @@ async def test_followers_read_on_when_the_worker_is_killed(fleet: Fleet) -> None
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(1)
 async def test_several_answers_go_on_when_the_worker_is_killed(fleet: Fleet) -> None:
     """Each to its own text, behind the prompt, and with the probabilities of all its tokens."""
     await fleet.start()
@@ -80,6 +80,7 @@ async def test_several_answers_go_on_when_the_worker_is_killed(fleet: Fleet) -> 
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(1)
 async def test_every_job_of_a_killed_worker_and_its_queue_survive(fleet: Fleet) -> None:
     """Jobs that ran on the killed worker, and those that waited, all end with their own text."""
     await fleet.start(capacity=3)
@@ -99,6 +100,7 @@ async def test_every_job_of_a_killed_worker_and_its_queue_survive(fleet: Fleet) 
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(2)
 async def test_a_frozen_worker_that_wakes_up_writes_nothing(fleet: Fleet) -> None:
     """A worker stopped past its lease finds its job taken over, and comes back under a new ID."""
     await fleet.start()
@@ -142,6 +144,7 @@ async def taken_over(fleet: Fleet, job_id: str, old_id: str) -> int:
     return started
 
 
+@pytest.mark.fault(6)
 async def test_a_rolling_restart_loses_and_repeats_nothing(fleet: Fleet) -> None:
     """SIGTERM hands over what does not finish in time; with both workers replaced all is whole."""
     await fleet.start(worker_drain_s=0.2)
@@ -166,6 +169,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(fleet: Fleet) -> None
     await fleet.check_at_rest()
 
 
+@pytest.mark.fault(6)
 async def test_a_worker_with_time_to_drain_finishes_its_jobs(fleet: Fleet) -> None:
     """SIGTERM with a long deadline lets the running job end on the worker that runs it."""
     await fleet.start(workers=1, worker_drain_s=20)

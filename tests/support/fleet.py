@@ -1,26 +1,32 @@
 """Gateways and workers as real processes on one server, over loopback TCP."""
 
 import json
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 from redis.asyncio import Redis
 
+from common.connections import command_client
 from common.events import Event
 from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry, WorkerState
 from headrace.client import Client
+from headrace.errors import ApiError
 from headrace.views import JobRequest
 from tests.support.jobs import MODEL
 from tests.support.oracle import Seen, Story, check_at_rest
 from tests.support.programs import START_S, Program, Programs
+from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 LEASE_S = 2.0
 TOKENS_PER_S = 150.0
 NUM_TOKENS = 240
+SERVICE_UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +56,19 @@ class Fleet:
             "fake_tokens_per_s": TOKENS_PER_S,
             "lease_s": LEASE_S,
         }
-        self._redis = redis
-        self._keys = keys
+        self.url = redis_url
+        self.redis = redis
+        self.keys = keys
         self._programs = programs
         self._clients = AsyncExitStack()
 
     async def start(
         self, *, gateways: int = 1, workers: int = 2, start_s: float = START_S, **settings: object
     ) -> None:
-        """Start so many more, side by side; returns when jobs can run."""
+        """Start so many more, side by side; returns when jobs can run.
+
+        The setting ``changes`` alters these processes: see ``tests.support.altered``.
+        """
         values = self.settings | settings
         doors = [
             await self._programs.start("gateway", "gateway", **values) for _ in range(gateways)
@@ -87,6 +97,19 @@ class Fleet:
         options = {"max_tokens": NUM_TOKENS, "temperature": 0.0} | options
         request = JobRequest(prompt=prompt, **options)
         return (await self.gateways[gateway].client.submit(request)).id
+
+    async def submit_when_ready(self, prompt: str, **options: Any) -> str:
+        """Submit a job as soon as a gateway takes it; returns its ID."""
+
+        async def accepted() -> str:
+            try:
+                return await self.submit(prompt, **options)
+            except ApiError as refusal:
+                if refusal.status != SERVICE_UNAVAILABLE:
+                    raise
+                return ""
+
+        return await eventually(accepted)
 
     async def follow(self, job_id: str, *, gateway: int = 0) -> Seen:
         """Return what our own client sees of the job, from its start to its end."""
@@ -120,9 +143,21 @@ class Fleet:
         lives = await self.registry.workers()
         return next((live.info.id for live in lives if live.info.pid == worker.pid), "")
 
+    async def metrics(self, *names: str, gateway: int = 0) -> list[float]:
+        """Return what a gateway says of itself under these names."""
+        async with httpx2.AsyncClient(base_url=self.urls[gateway], trust_env=False) as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+        return [
+            float(value)
+            for name in names
+            for line in lines
+            for found, _, value in [line.partition(" ")]
+            if found == name
+        ]
+
     async def check_at_rest(self) -> None:
         """Check that nothing is left of the jobs but what may stay."""
-        await check_at_rest(self._redis, self._keys)
+        await check_at_rest(self.redis, self.keys)
 
     async def _opened(self, door: Program) -> Gateway:
         listening = json.loads(await door.says('"listening"'))
@@ -136,3 +171,12 @@ class Fleet:
             return idle.issuperset(hand.pid for hand in hands)
 
         await eventually(are_idle)
+
+
+@asynccontextmanager
+async def fleet_on(server: Server, programs: Programs) -> AsyncIterator[Fleet]:
+    """Give a fleet on a server of the test's own; none of it is started yet."""
+    async with command_client(server.url) as redis:
+        fleet = Fleet(programs, redis, server.url, Keys())
+        yield fleet
+        await fleet.close()

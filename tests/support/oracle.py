@@ -24,6 +24,9 @@ from tests.support.waiting import eventually
 Seen = Sequence[tuple[int, Event]]
 """What a subscriber got: numbers and events, in the order of their arrival."""
 
+UNDISTURBED = "accepted started tokens completed"
+TAKEN_OVER = "accepted started tokens retrying started tokens completed"
+
 _STAYS = (b":workers", b":sweeper")
 
 

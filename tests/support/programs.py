@@ -29,12 +29,12 @@ class Program:
 
     @classmethod
     async def start(
-        cls, name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str]
+        cls, name: str, command: tuple[str, ...], folder: Path, environment: dict[str, str]
     ) -> "Program":
-        """Start the command with exactly these ``HEADRACE_`` variables."""
+        """Start ``python -m COMMAND`` with exactly these ``HEADRACE_`` variables."""
         with (folder / f"{name}.out").open("wb") as out, (folder / f"{name}.err").open("wb") as err:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "headrace", *arguments),
+                *(sys.executable, "-m", *command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -42,6 +42,11 @@ class Program:
                 env=environment,
             )
         return cls(name, process, folder)
+
+    @property
+    def is_running(self) -> bool:
+        """Tell whether its process lives."""
+        return self._process.returncode is None
 
     @property
     def output(self) -> bytes:
@@ -92,12 +97,17 @@ class Programs:
         self._started: list[Program] = []
 
     async def start(self, name: str, *arguments: str, **settings: object) -> Program:
-        """Start ``headrace`` with these arguments and settings."""
+        """Start ``headrace`` with these arguments and settings.
+
+        The setting ``changes`` names what is not as usual: see ``tests.support.altered``.
+        """
+        changes = str(settings.pop("changes", ""))
         name = f"{name}-{len(self._started)}"
         environment = self._environment() | {
             f"HEADRACE_{setting.upper()}": str(value) for setting, value in settings.items()
         }
-        program = await Program.start(name, arguments, self._folder, environment)
+        headrace = ("tests.support.altered", changes) if changes else ("headrace",)
+        program = await Program.start(name, (*headrace, *arguments), self._folder, environment)
         self._started.append(program)
         return program
 

@@ -35,6 +35,10 @@ class Cut(Exception):
     """The connection broke before the terminal event, as an unfinished stream must."""
 
 
+class Told(Cut):
+    """The gateway said why the stream cannot go on."""
+
+
 class Reader(ABC):
     """Follows one job over one protocol."""
 
@@ -100,6 +104,8 @@ class SseReader(Reader):
                 if name:  # an empty name begins a comment
                     fields[name] = value
                 if not line:
+                    if fields.get("event") == "problem":
+                        raise Told(fields["data"])
                     if "data" in fields:
                         yield int(fields["id"]), _decoder.decode(fields["data"])
                     fields = {}

@@ -9,6 +9,7 @@ from tests.support.leaks import clear, find_leaks
 MODEL = "org/m:7b"
 
 
+@pytest.mark.control(37)
 @pytest.mark.parametrize("name", ["other", "{j:x}:job", "worker:w", "jobs:t", "{m:x}:secret"])
 async def test_a_key_without_a_ttl_is_a_leak(name: str, redis: Redis, keys: Keys) -> None:
     """Everything off the written list must expire."""
@@ -30,6 +31,7 @@ async def test_what_is_on_the_list_may_stay(redis: Redis, keys: Keys) -> None:
     assert await find_leaks(redis, keys.prefix) == []
 
 
+@pytest.mark.control(37)
 async def test_an_empty_lane_is_a_leak(redis: Redis, keys: Keys) -> None:
     """A stream stays when its last entry goes, so somebody must delete it."""
     lane = keys.model(MODEL).lane(ORPHANS)

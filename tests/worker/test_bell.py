@@ -106,6 +106,7 @@ async def test_a_renamed_worker_is_reached_under_its_new_id(
     assert await ears.hear_cancel() == "job_2"
 
 
+@pytest.mark.fault(12)
 @pytest.mark.usefixtures("bell")
 async def test_a_killed_connection_is_replaced(redis: Redis, keys: Keys, ears: Ears) -> None:
     """It may have rung meanwhile, so the new subscription says that there may be work."""

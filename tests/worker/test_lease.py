@@ -132,6 +132,7 @@ async def test_news_are_sent_at_once(
     await eventually(is_renewed)
 
 
+@pytest.mark.fault(15)
 async def test_a_frozen_server_ends_the_right_to_emit(
     make_lease: MakeLease, own_server: Server
 ) -> None:
@@ -153,6 +154,7 @@ async def test_a_frozen_server_ends_the_right_to_emit(
     client.close()
 
 
+@pytest.mark.fault(18)
 async def test_a_full_server_ends_the_right_to_emit_but_not_the_worker(
     make_lease: MakeLease, own_server: Server, own_redis: Redis
 ) -> None:

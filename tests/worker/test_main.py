@@ -84,6 +84,7 @@ async def until_running(backend: Backend, job_id: str) -> None:
     await eventually(is_running, 30)
 
 
+@pytest.mark.fault(18)
 async def test_it_refuses_a_server_that_evicts(
     start_worker: StartWorker, own_server: Server, own_redis: Redis
 ) -> None:
@@ -106,6 +107,7 @@ async def test_a_taken_metrics_port_is_one_line(start_worker: StartWorker, redis
     assert str(port) in line
 
 
+@pytest.mark.fault(22)
 async def test_it_waits_for_an_absent_server(
     start_worker: StartWorker, own_server: Server, own_backend: Backend
 ) -> None:
@@ -121,6 +123,7 @@ async def test_it_waits_for_an_absent_server(
     assert (await end_of(own_backend, await submit(own_backend))).kind == "completed"
 
 
+@pytest.mark.fault(6)
 async def test_sigterm_drains(start_worker: StartWorker, redis_url: str, backend: Backend) -> None:
     """Its job ends in time, it exits with 0, and no lease or entry is left."""
     worker = await start_worker(redis_url)
@@ -135,6 +138,7 @@ async def test_sigterm_drains(start_worker: StartWorker, redis_url: str, backend
     await at_rest(backend)
 
 
+@pytest.mark.fault(6)
 async def test_a_second_sigterm_hurries(
     start_worker: StartWorker, redis_url: str, backend: Backend, redis: Redis
 ) -> None:
@@ -152,6 +156,7 @@ async def test_a_second_sigterm_hurries(
     assert all(depth.pending == 0 for depth in await backend.lanes.depths())
 
 
+@pytest.mark.fault(1)
 async def test_a_killed_workers_job_goes_to_the_next_process(
     start_worker: StartWorker, redis_url: str, backend: Backend
 ) -> None:

@@ -116,6 +116,7 @@ async def test_all_jobs_share_one_round_trip(make_rig: MakeRig, backend: Backend
     assert {item.job_id for item in batch} == job_ids
 
 
+@pytest.mark.fault(33)
 async def test_a_cancelled_job_stops_the_engine(make_rig: MakeRig, backend: Backend) -> None:
     """The append's answer ends the request, and the job ends with what was said."""
     rig = await make_rig().start()
@@ -129,6 +130,7 @@ async def test_a_cancelled_job_stops_the_engine(make_rig: MakeRig, backend: Back
     await at_rest(backend)
 
 
+@pytest.mark.fault(33)
 async def test_a_silent_job_learns_of_its_cancel(
     make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ async def test_a_silent_job_learns_of_its_cancel(
         await cancelled.wait()
 
 
+@pytest.mark.fault(33)
 async def test_a_bell_cancels_early(make_rig: MakeRig, backend: Backend) -> None:
     """A hint about an unknown job is ignored, one about a running job ends it."""
     rig = await make_rig(flush_s=0.005).start()
@@ -153,6 +156,7 @@ async def test_a_bell_cancels_early(make_rig: MakeRig, backend: Backend) -> None
     assert (await end_of(backend, job_id)).kind == "cancelled"
 
 
+@pytest.mark.fault(34)
 async def test_a_job_past_its_deadline_expires(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -166,6 +170,7 @@ async def test_a_job_past_its_deadline_expires(
     await at_rest(backend)
 
 
+@pytest.mark.fault(11)
 async def test_a_server_that_lost_its_tail_gets_it_again(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -232,6 +237,7 @@ async def test_a_job_that_somebody_ended_is_released(make_rig: MakeRig, backend:
     assert await kinds_of(backend, job_id) == ["accepted", "started", "completed"]
 
 
+@pytest.mark.fault(11)
 async def test_a_job_that_is_gone_is_released(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -245,6 +251,7 @@ async def test_a_job_that_is_gone_is_released(
     assert not await redis.exists(keys.record, keys.log)
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("method", ["append", "finish", "release"])
 async def test_a_lost_reply_neither_loses_nor_repeats(
     method: str, make_rig: MakeRig, backend: Backend
@@ -262,6 +269,7 @@ async def test_a_lost_reply_neither_loses_nor_repeats(
     assert rig.engine.stats().running == 0
 
 
+@pytest.mark.control(14)
 async def test_a_repeat_without_numbers_would_repeat(make_rig: MakeRig, backend: Backend) -> None:
     """Negative control: sent under a new number, the same tokens are there twice."""
     rig, job_id = await hold_by_hand(make_rig, backend)
@@ -277,6 +285,7 @@ async def test_a_repeat_without_numbers_would_repeat(make_rig: MakeRig, backend:
     assert tokens == [Tokens(0, (1,), "a")] * 2
 
 
+@pytest.mark.fault(19)
 async def test_forgotten_scripts_are_loaded_again(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -289,6 +298,7 @@ async def test_forgotten_scripts_are_loaded_again(
     await at_rest(backend)
 
 
+@pytest.mark.fault(15)
 async def test_a_worker_without_a_lease_is_silent(make_rig: MakeRig, backend: Backend) -> None:
     """While it cannot prove that it lives it appends nothing, afterwards everything."""
     rig, job_id = await hold_by_hand(make_rig, backend, lease_s=0.4)
@@ -312,6 +322,7 @@ def _raise_timeout(_info: object) -> bool:
     raise TimeoutError
 
 
+@pytest.mark.fault(18)
 async def test_a_full_server_delays_and_loses_nothing(
     make_rig: MakeRig, own_server: Server, own_redis: Redis, own_backend: Backend
 ) -> None:
@@ -343,6 +354,7 @@ async def test_drop_all_stops_writing_at_once(make_rig: MakeRig, backend: Backen
     assert not rig.publisher.attempts
 
 
+@pytest.mark.fault(13)
 async def test_a_cancelled_publisher_ends(make_rig: MakeRig, backend: Backend) -> None:
     """However the cancellation meets its commands, the task ends (redis-py loses some on 3.11)."""
     for cut in range(1, 8):

@@ -65,6 +65,7 @@ async def test_a_free_slot_takes_the_next_job(make_rig: MakeRig, backend: Backen
     await at_rest(backend)
 
 
+@pytest.mark.fault(33)
 async def test_a_cancelled_job_is_ended_instead(make_rig: MakeRig, backend: Backend) -> None:
     """The engine never hears of it, and its entry goes."""
     job_id = await submit(backend)
@@ -75,6 +76,7 @@ async def test_a_cancelled_job_is_ended_instead(make_rig: MakeRig, backend: Back
     assert await kinds_of(backend, job_id) == ["accepted", "cancelled"]
 
 
+@pytest.mark.fault(34)
 async def test_an_expired_job_is_ended_instead(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -120,6 +122,7 @@ async def test_an_entry_without_a_live_job_is_released(
     assert len(await backend.store.log(job_id)) == (1 if state == "ended" else 0)
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("damage", ["spec", "no spec", "state", "event"])
 async def test_an_unreadable_job_fails_and_harms_nobody(
     damage: str, make_rig: MakeRig, redis: Redis, backend: Backend
@@ -146,6 +149,7 @@ async def test_an_unreadable_job_fails_and_harms_nobody(
         assert b"record-unreadable" in (await backend.store.log(bad))[-1][1]
 
 
+@pytest.mark.fault(14)
 async def test_a_lost_claim_reply_is_reconciled(make_rig: MakeRig, backend: Backend) -> None:
     """The entries are handed back and claimed anew: nothing is stuck in a living worker."""
     rig = make_rig()
@@ -159,6 +163,7 @@ async def test_a_lost_claim_reply_is_reconciled(make_rig: MakeRig, backend: Back
     await at_rest(backend)
 
 
+@pytest.mark.control(14)
 async def test_without_reconciling_the_entries_would_be_stuck(
     make_rig: MakeRig, backend: Backend
 ) -> None:
@@ -176,6 +181,7 @@ async def test_without_reconciling_the_entries_would_be_stuck(
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("target", ["snapshot", "start", "end", "release"])
 async def test_a_lost_reply_while_starting_is_asked_again(
     target: str, make_rig: MakeRig, backend: Backend
@@ -317,6 +323,7 @@ async def test_a_drain_lets_jobs_finish_in_time(make_rig: MakeRig, backend: Back
     assert not rig.runner.may_hold_entries
 
 
+@pytest.mark.fault(6)
 async def test_a_drain_that_takes_too_long_hands_over(make_rig: MakeRig, backend: Backend) -> None:
     """The next worker goes on at the token where the first one stopped; it is no loss."""
     first = await make_rig(engine=CutEngine(5)).start()
@@ -336,6 +343,7 @@ async def test_a_drain_that_takes_too_long_hands_over(make_rig: MakeRig, backend
     await at_rest(backend)
 
 
+@pytest.mark.fault(6)
 async def test_a_hurried_drain_hands_over_at_once(make_rig: MakeRig, backend: Backend) -> None:
     """A second signal does not wait for the deadline."""
     rig = await make_rig(engine=CutEngine(1)).start()
@@ -350,6 +358,7 @@ async def test_a_hurried_drain_hands_over_at_once(make_rig: MakeRig, backend: Ba
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(6)
 async def test_a_drain_during_an_outage_leaves_the_jobs_to_the_sweep(
     make_rig: MakeRig, backend: Backend
 ) -> None:

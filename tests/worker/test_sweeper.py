@@ -25,6 +25,7 @@ from tests.worker.rig import (
     submit,
     text_of,
 )
+from worker import runner
 from worker import sweeper as sweeper_module
 from worker.backend import Backend
 from worker.sweeper import PASS_S, Sweeper
@@ -32,6 +33,7 @@ from worker.sweeper import PASS_S, Sweeper
 pytestmark = pytest.mark.anyio
 
 YOUNG_S = 3600.0
+SHORT_S = 0.5
 
 
 async def overdue(redis: Redis, backend: Backend, job_id: str) -> None:
@@ -68,6 +70,7 @@ async def test_the_living_are_left_alone(make_rig: MakeRig, backend: Backend) ->
     assert [depth.pending for depth in await backend.lanes.depths()] == [1]
 
 
+@pytest.mark.fault(10)
 async def test_a_job_that_was_only_claimed_waits_again(make_rig: MakeRig, backend: Backend) -> None:
     """No worker was lost over it: it goes back without an event and without a loss."""
     dead = make_rig()
@@ -81,6 +84,7 @@ async def test_a_job_that_was_only_claimed_waits_again(make_rig: MakeRig, backen
     assert [depth.lane for depth in await backend.lanes.depths()] == ["orphans"]
 
 
+@pytest.mark.fault(11)
 async def test_a_young_server_is_not_swept(make_rig: MakeRig, backend: Backend) -> None:
     """After a restart everybody's lease looks over; with an older server the same sweep bites."""
     dead = await make_rig(engine=CutEngine(3)).start()
@@ -94,6 +98,7 @@ async def test_a_young_server_is_not_swept(make_rig: MakeRig, backend: Backend) 
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(9)
 async def test_a_sweeper_that_dies_half_way_loses_nothing(
     make_rig: MakeRig, backend: Backend
 ) -> None:
@@ -138,6 +143,7 @@ async def _swept(rig: Rig) -> bool:
     return await rig.backend.registry.uptime_s() >= LEASE_S
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_in_a_lane_ends(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -153,6 +159,7 @@ async def test_an_overdue_job_in_a_lane_ends(
     assert await kinds_of(backend, job_id) == ["accepted", "expired"]
 
 
+@pytest.mark.fault(34)
 async def test_an_overdue_job_of_a_lost_worker_ends(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -177,6 +184,7 @@ async def test_a_job_that_just_became_overdue_is_left_to_its_worker(
     assert (await read(backend.store, job_id)).state is JobState.QUEUED
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "damage", [{"spec": b"\xc1"}, {"state": b"from-the-future"}], ids=["spec", "state"]
 )
@@ -193,6 +201,7 @@ async def test_an_overdue_job_that_cannot_be_read_ends(
     assert await backend.lanes.unfinished() == 0
 
 
+@pytest.mark.fault(9)
 async def test_one_sweeps_at_a_time(make_rig: MakeRig, backend: Backend) -> None:
     """While one holds the sweep nobody else gets it, and it frees itself."""
     registry = backend.registry
@@ -203,6 +212,69 @@ async def test_one_sweeps_at_a_time(make_rig: MakeRig, backend: Backend) -> None
         return await registry.take_sweep(MODEL, "w2", PASS_S)
 
     await eventually(is_free)
+
+
+@pytest.mark.fault(9)
+async def test_a_worker_that_dies_with_the_sweep_takes_it_to_nobody(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The next one sweeps when that lease is over too, and finds its jobs."""
+    dead, living, job_id = await two_of_which_one_dies_sweeping(make_rig, backend)
+    await living.expire(dead.worker_id)
+    end = await end_of(backend, job_id)
+    assert (end.kind, end.attempts) == ("completed", 2)
+    await at_rest(backend)
+
+
+@pytest.mark.control(9)
+async def test_a_sweep_without_an_end_would_end_all_sweeps(
+    make_rig: MakeRig, backend: Backend, redis: Redis
+) -> None:
+    """The fault bites: with a lock that outlives its holder nobody looks for the dead any more."""
+    dead, living, _ = await two_of_which_one_dies_sweeping(make_rig, backend)
+    await redis.persist(backend.keys.model(MODEL).sweeper)
+    await living.expire(dead.worker_id)
+    with pytest.raises(AssertionError, match="not within"):
+        await eventually(lambda: is_buried(backend, dead.worker_id), 3 * PASS_S)
+    await redis.delete(backend.keys.model(MODEL).sweeper)
+    await eventually(lambda: is_buried(backend, dead.worker_id))
+
+
+async def two_of_which_one_dies_sweeping(
+    make_rig: MakeRig, backend: Backend
+) -> tuple[Rig, Rig, str]:
+    """Return a worker that was killed with a job and the sweep, one that lives, and the job."""
+    dead = await make_rig(engine=CutEngine(3), lease_s=SHORT_S).start()
+    job_id = await hold_at(dead, backend)
+    assert await backend.registry.take_sweep(MODEL, dead.worker_id, PASS_S)
+    await dead.kill()
+    living = await make_rig(lease_s=SHORT_S).start()
+    living.spawn(living.sweeper.run(living.worker_id))
+    return dead, living, job_id
+
+
+async def is_buried(backend: Backend, worker_id: str) -> bool:
+    """Tell whether nothing is left of a worker."""
+    workers = backend.keys.model(MODEL).workers
+    return await backend.lanes._redis.zscore(workers, worker_id) is None
+
+
+@pytest.mark.control(8)
+async def test_two_workers_of_one_name_would_hide_a_death(
+    make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault bites: the living one renews the lease of both. So every ID is fresh."""
+    monkeypatch.setattr(runner, "worker_id", lambda: "the-same")
+    living = await make_rig().start(capacity=0)
+    dead = await make_rig(engine=CutEngine(3)).start()
+    job_id = await hold_at(dead, backend)
+    await dead.kill()
+    assert living.worker_id == dead.worker_id
+    for _ in range(3):
+        await living.sweeper.sweep()
+    record = await read(backend.store, job_id)
+    assert (record.state, record.owner) == (JobState.RUNNING, "the-same")
+    assert await backend.registry.dead(MODEL) == []
 
 
 async def test_it_goes_on_after_an_outage(

@@ -51,6 +51,7 @@ async def test_the_short_answer_has_half_characters() -> None:
     assert any(delta.ids and not delta.text for delta in deltas[:-1])
 
 
+@pytest.mark.fault(1, 31)
 @pytest.mark.parametrize("cut", range(NUM_TOKENS + 1))
 async def test_killed_at_this_token_the_answer_is_whole(
     cut: int, make_rig: MakeRig, backend: Backend
@@ -69,6 +70,7 @@ async def test_killed_at_this_token_the_answer_is_whole(
     await at_rest(backend)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("cut", [0, 1, 5, 20, 47])
 async def test_killed_at_this_token_every_answer_is_whole(
     cut: int, make_rig: MakeRig, backend: Backend
@@ -109,6 +111,7 @@ async def test_what_cannot_be_continued_is_reset(make_rig: MakeRig, backend: Bac
     await at_rest(backend)
 
 
+@pytest.mark.fault(4)
 async def test_a_failed_engine_gives_its_jobs_away(make_rig: MakeRig, backend: Backend) -> None:
     """Nobody waits for the lease of a worker that knows that it cannot go on."""
     failing = await make_rig(engine=CutEngine(3)).start()
@@ -122,6 +125,7 @@ async def test_a_failed_engine_gives_its_jobs_away(make_rig: MakeRig, backend: B
     assert (await read(backend.store, job_id)).losses == 1
 
 
+@pytest.mark.fault(1)
 async def test_killed_between_finish_and_release_nothing_is_written_twice(
     make_rig: MakeRig, backend: Backend
 ) -> None:
@@ -140,6 +144,7 @@ async def test_killed_between_finish_and_release_nothing_is_written_twice(
     assert (await end_of(backend, job_id)).attempts == 1
 
 
+@pytest.mark.fault(1)
 async def test_two_workers_in_a_row_may_die(make_rig: MakeRig, backend: Backend) -> None:
     """The third goes on after what both have logged."""
     first = make_rig(engine=CutEngine(4))
@@ -156,6 +161,7 @@ async def test_two_workers_in_a_row_may_die(make_rig: MakeRig, backend: Backend)
     assert (await read(backend.store, job_id)).losses == 2
 
 
+@pytest.mark.fault(5)
 async def test_a_job_that_kills_every_worker_is_given_up(
     make_rig: MakeRig, backend: Backend
 ) -> None:
@@ -188,6 +194,7 @@ async def thawed_zombie(make_rig: MakeRig, backend: Backend) -> tuple[Rig, str, 
     return zombie, job_id, [append]
 
 
+@pytest.mark.fault(2)
 async def test_a_zombie_can_neither_write_nor_release(make_rig: MakeRig, backend: Backend) -> None:
     """Its flush is fenced, its end is fenced, and the entry is not its own any more."""
     zombie, job_id, _ = await thawed_zombie(make_rig, backend)
@@ -207,6 +214,7 @@ async def test_a_zombie_can_neither_write_nor_release(make_rig: MakeRig, backend
     assert (record.state, record.attempts) == (JobState.RUNNING, 2)
 
 
+@pytest.mark.control(2)
 async def test_without_the_epoch_check_a_zombie_would_damage_the_log(
     make_rig: MakeRig, redis: Redis, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +230,7 @@ async def test_without_the_epoch_check_a_zombie_would_damage_the_log(
     assert "zombie" in str(await backend.store.log(job_id))
 
 
+@pytest.mark.fault(11)
 async def test_a_restarted_server_loses_no_job_of_fifty(
     make_rig: MakeRig, own_server: Server, own_backend: Backend
 ) -> None:

@@ -89,6 +89,7 @@ async def run(engine: Scripted, serve: str) -> Recorder:
     return recorder
 
 
+@pytest.mark.fault(4)
 async def test_an_unforeseen_error_ends_its_request_alone() -> None:
     """The follower hears of it on one line, and the next request is served."""
     engine = Scripted(good=good, bad=bad)
@@ -108,6 +109,7 @@ async def test_a_request_without_an_end_gets_one() -> None:
     await engine.close()
 
 
+@pytest.mark.fault(4)
 async def test_the_death_of_the_engine_is_no_requests_fault() -> None:
     """Its jobs are another worker's: nothing is said."""
     engine = Scripted(dead=dead)

@@ -28,6 +28,7 @@ from worker.engine.protocol import Output, Request
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
 
 
+@pytest.mark.fault(4)
 async def test_a_failing_forward_pass_ends_its_request_alone(
     engine: LocalEngine, reference: Reference
 ) -> None:
@@ -88,6 +89,7 @@ async def test_a_prompt_that_cannot_be_prepared_ends_its_request_alone(
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
 
 
+@pytest.mark.fault(4)
 async def test_a_dead_engine_thread_ends_nobodys_job(engine: LocalEngine) -> None:
     """The worker gets the cause; running, waiting and later requests hear nothing more."""
     Failing(engine, TypeError("a bug of ours"), lambda batch: batch.max_length > 10)
@@ -101,6 +103,7 @@ async def test_a_dead_engine_thread_ends_nobodys_job(engine: LocalEngine) -> Non
     assert not any(answer.is_ended for answer in answers)
 
 
+@pytest.mark.fault(4)
 async def test_a_step_that_hangs_ends_the_engine(tiny_model: Path) -> None:
     """Its jobs are another worker's then, so that nothing more is said of them here."""
     async with loaded(tiny_model, watchdog_s=0.5) as engine:
