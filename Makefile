@@ -3,6 +3,7 @@
 #   make demo     set up, start everything, stream one answer of a real model, stop
 #   make up       the same stack, until Ctrl-C
 #   make test     lint, types, import contracts, all tests against a real Valkey
+#   make faults   the rarer faults: slow failovers, frozen servers, moving slots
 #   make check    lint, types, import contracts
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
 #   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check hunt bench clean
+.PHONY: install demo up test faults check hunt bench clean
 
 install: $(STAMP)
 
@@ -36,6 +37,9 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/pytest
+
+faults: $(STAMP)
+	$(BIN)/pytest -m faults
 
 hunt: $(STAMP)
 	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/simulation

@@ -13,12 +13,23 @@ from common.keys import Keys
 from tests.support.fleet import Fleet
 from tests.support.leaks import clear, find_leaks
 from tests.support.programs import Programs, running_programs
-from tests.support.servers import BACKENDS, STARTABLE, Backend, Server
+from tests.support.servers import BACKENDS, STARTABLE, Backend, Server, Topology
+from tests.support.topologies import Cluster, SentinelSet, running
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the mark of what takes longer than a few seconds; it runs by default."""
     config.addinivalue_line("markers", "slow: runs a real model; leave out with -m 'not slow'")
+    config.addinivalue_line("markers", "faults: rarer faults; runs with -m faults only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked ``faults``, unless it is asked for."""
+    if "faults" in config.option.markexpr:
+        return
+    rare = [item for item in items if item.get_closest_marker("faults")]
+    config.hook.pytest_deselected(items=rare)
+    items[:] = [item for item in items if item not in rare]
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +47,19 @@ def redis_url(
     if backend.binary is None:
         yield backend.url
         return
-    server = Server(backend.binary, tmp_path_factory.mktemp(backend.name))
-    server.start()
-    yield server.url
-    server.stop()
+    folder = tmp_path_factory.mktemp(backend.name)
+    match backend.topology:
+        case Topology.SENTINEL:
+            with running(SentinelSet(backend.binary, folder)) as url:
+                yield url
+        case Topology.CLUSTER:
+            with running(Cluster(backend.binary, folder)) as url:
+                yield url
+        case Topology.SINGLE:
+            server = Server(backend.binary, folder)
+            server.start()
+            yield server.url
+            server.stop()
 
 
 @pytest.fixture(params=STARTABLE, ids=str)
