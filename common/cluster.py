@@ -3,8 +3,8 @@
 redis-py has a cluster client, and this is not it, because that one (5.3) sends a write again after
 a lost reply, closes all connections to all nodes when one breaks, loses a connection when a task is
 cancelled in mid-command, raises instead of waiting for a free one, and has neither MULTI nor
-pub/sub. This one is a router before the clients that single servers get: only what a node has
-refused (MOVED, ASK) is sent again.
+pub/sub. This one is a router before the clients that single servers get: only what no node has done
+is sent again.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.client import CommandStackT, CommandT, Pipeline
+from redis.asyncio.connection import AbstractConnection
 
 from common.careful import UNAVAILABLE
 from common.server_url import Address
@@ -25,6 +26,24 @@ MAX_REDIRECTS = 5
 
 Reply = TypeVar("Reply")
 _REDIRECTIONS = (exceptions.MovedError, exceptions.AskError)
+
+
+class Unreached(exceptions.ConnectionError):
+    """There was no connection to the node, so nothing was sent."""
+
+
+class NodePool(BlockingConnectionPool):
+    """Tells a node that could not be reached from one that was lost in mid-command."""
+
+    async def get_connection(
+        self, command_name: str | None = None, *keys: Any, **options: Any
+    ) -> AbstractConnection:
+        """Return a connection; raises ``Unreached``."""
+        try:
+            found: AbstractConnection = await super().get_connection(command_name, *keys, **options)
+            return found
+        except UNAVAILABLE as error:
+            raise Unreached(str(error)) from error
 
 
 class Nodes:
@@ -62,7 +81,9 @@ class Nodes:
         return found
 
     async def on_owner(self, slot: int, do: Callable[[Redis, bool], Awaitable[Reply]]) -> Reply:
-        """Do something at the slot's owner, and again only where a node has sent us elsewhere.
+        """Do something at the slot's owner; again only where it was surely not done.
+
+        A node has sent us elsewhere, or it is gone and the slot has another owner already.
 
         ``do`` gets the node's client, and whether the node wants ``ASKING`` first.
         """
@@ -74,6 +95,11 @@ class Nodes:
                 asking = not isinstance(error, exceptions.MovedError)
                 address = (error.host or address[0], error.port)
                 self._is_doubtful |= not asking
+            except Unreached:
+                self.suspect(address)
+                gone, address = address, await self.owner(slot)
+                if address == gone:
+                    raise
             except UNAVAILABLE:
                 self.suspect(address)
                 raise
@@ -219,6 +245,9 @@ class _ClusterPipeline(Pipeline):
     async def _run_share(self, address: Address, commands: CommandStackT) -> list[Any]:
         try:
             replies = await _run_many(self._nodes.client(address), commands)
+        except Unreached:
+            self._nodes.suspect(address)
+            return [await self._run_again(command) for command in commands]
         except UNAVAILABLE:
             self._nodes.suspect(address)
             raise

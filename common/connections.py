@@ -13,7 +13,7 @@ from redis.asyncio.cluster import ClusterParser
 
 from common.blocking import blocking_client
 from common.careful import CAREFUL, UNAVAILABLE, WritesRefused
-from common.cluster import AnyNode, ClusterRedis, Nodes
+from common.cluster import AnyNode, ClusterRedis, NodePool, Nodes
 from common.roaming import ROAMING
 from common.sentinel import Sentinels
 from common.server_url import Address, ServerUrl, Topology, Transport, read_url
@@ -92,7 +92,7 @@ def _cluster_client(server: ServerUrl, options: dict[str, Any]) -> Redis:
         host, port = address
         timeout = {"socket_timeout": COMMAND_TIMEOUT_S, "parser_class": ClusterParser}
         place = server.options | options | timeout | {"host": host, "port": port}
-        return Redis.from_pool(_pool(CAREFUL[server.transport], place))
+        return Redis.from_pool(_pool(CAREFUL[server.transport], place, NodePool))
 
     def make_pool(guide: AnyNode) -> BlockingConnectionPool:
         return _roaming_pool(server, options, guide)
@@ -106,9 +106,13 @@ def _roaming_pool(
     return _pool(ROAMING[server.transport], server.options | options | {"guide": guide})
 
 
-def _pool(connection_class: type, options: dict[str, Any]) -> BlockingConnectionPool:
+def _pool(
+    connection_class: type,
+    options: dict[str, Any],
+    pool_class: type[BlockingConnectionPool] = BlockingConnectionPool,
+) -> BlockingConnectionPool:
     """Return a pool that waits for a free connection: a thousand readers may attach at once."""
-    return BlockingConnectionPool(
+    return pool_class(
         connection_class=connection_class,
         timeout=COMMAND_TIMEOUT_S,  # type: ignore[arg-type]
         **options,

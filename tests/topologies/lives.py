@@ -9,7 +9,7 @@ from tests.support.readers import SseReader
 from tests.support.waiting import within
 
 PROMPTS = [f"A mill by the water, seen on day {day}" for day in range(4)]
-LONG = 3 * NUM_TOKENS
+LONG = NUM_TOKENS * 3 // 2
 TAKEN_OVER = "accepted started tokens retrying started tokens completed"
 UNDISTURBED = "accepted started tokens completed"
 LIFE_S = 60.0
