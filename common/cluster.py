@@ -41,9 +41,9 @@ class NodePool(BlockingConnectionPool):
         """Return a connection; raises ``Unreached``."""
         try:
             found: AbstractConnection = await super().get_connection(command_name, *keys, **options)
-            return found
         except UNAVAILABLE as error:
             raise Unreached(str(error)) from error
+        return found
 
 
 class Nodes:

@@ -79,7 +79,7 @@ def read_url(url: str) -> ServerUrl:
     scheme, _, rest = url.partition("://")
     if not _SCHEME.fullmatch(scheme):
         raise WrongUrl(
-            "URL should begin with redis://, rediss://, unix://, or redis+sentinel:// and such"
+            "URL should begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
         )
     rest, _, query = rest.partition("?")
     place, slash, path = rest.partition("/")
@@ -158,7 +158,7 @@ def _address(text: str, topology: Topology) -> Address:
 def _service(path: str) -> tuple[str, str]:
     service, _, database = path.partition("/")
     if not service:
-        raise WrongUrl("URL should end with the name that the sentinels know: /mymaster")
+        raise WrongUrl("URL should end with the name of the service: /mymaster")
     return unquote(service), database
 
 
