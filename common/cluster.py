@@ -35,12 +35,10 @@ class Unreached(exceptions.ConnectionError):
 class NodePool(BlockingConnectionPool):
     """Tells a node that could not be reached from one that was lost in mid-command."""
 
-    async def get_connection(
-        self, command_name: str | None = None, *keys: Any, **options: Any
-    ) -> AbstractConnection:
+    async def get_connection(self, *_: Any, **__: Any) -> AbstractConnection:
         """Return a connection; raises ``Unreached``."""
         try:
-            found: AbstractConnection = await super().get_connection(command_name, *keys, **options)
+            found: AbstractConnection = await super().get_connection()
         except UNAVAILABLE as error:
             raise Unreached(str(error)) from error
         return found

@@ -241,6 +241,7 @@ async def test_a_subscription_goes_to_another_node_when_its_node_dies(cluster: C
             await pubsub.subscribe("news")
             assert pubsub.connection
             old = next(s for s in cluster.servers if s.port == pubsub.connection.port)
+            await pubsub.get_message(timeout=None)  # that the subscription is confirmed
             old.kill()
             with pytest.raises(UNAVAILABLE):
                 await pubsub.get_message(timeout=None)
