@@ -234,6 +234,7 @@ async def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
         blocking.ping()
 
 
+@pytest.mark.faults
 async def test_a_subscription_goes_to_another_node_when_its_node_dies(cluster: Cluster) -> None:
     """A message reaches it on any node; the control is that it was on the one that died."""
     async with within(30), pubsub_client(cluster.url) as client:

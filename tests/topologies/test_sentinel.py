@@ -41,6 +41,7 @@ async def test_a_fleet_outlives_workers_and_the_primary(
         await fleet.check_at_rest()
 
 
+@pytest.mark.faults
 async def test_a_tail_that_was_not_replicated_is_sent_again(
     sentinels: SentinelSet, fleet_on: FleetOn, keys: Keys
 ) -> None:
@@ -89,6 +90,7 @@ async def test_a_primary_that_hangs_is_left(sentinels: SentinelSet, fleet_on: Fl
         await fleet.check_at_rest()
 
 
+@pytest.mark.faults
 async def test_without_a_primary_the_reason_is_told(sentinels: SentinelSet) -> None:
     """An unknown service, and sentinels that are away, are unavailable with a reason."""
     unknown = sentinels.url.replace("/mill", "/pond")
@@ -100,6 +102,7 @@ async def test_without_a_primary_the_reason_is_told(sentinels: SentinelSet) -> N
             await client.ping()
 
 
+@pytest.mark.faults
 async def test_a_subscription_that_hears_nothing_asks_where_it_should_be(
     sentinels: SentinelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +111,7 @@ async def test_a_subscription_that_hears_nothing_asks_where_it_should_be(
     silent = pubsub_client(sentinels.url)
     async with within(30), silent, silent.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe("news")
+        await pubsub.get_message(timeout=None)  # that the subscription is confirmed
         heard = asyncio.ensure_future(pubsub.get_message(timeout=None))
         done, _ = await asyncio.wait([heard], timeout=1.0)
         assert not done

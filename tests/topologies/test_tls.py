@@ -1,5 +1,6 @@
 """TLS: the whole stack over rediss://, and nothing over one that proves nothing."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -108,11 +109,11 @@ async def test_a_server_that_proves_nothing_is_refused(server: TlsServer, tmp_pa
             lease_client(url, 1.0) as blocking,
             pytest.raises(RedisConnectionError, match=said),
         ):
-            blocking.ping()
+            await asyncio.to_thread(blocking.ping)
     async with command_client(server.url()) as client:
         assert await client.ping()
     with lease_client(server.url(), 1.0) as blocking:
-        assert blocking.ping()
+        assert await asyncio.to_thread(blocking.ping)
     unnamed = server.url(host="localhost", ssl_check_hostname="no")
     async with command_client(unnamed) as client:
         assert await client.ping()
