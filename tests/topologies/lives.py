@@ -9,7 +9,6 @@ from tests.support.readers import SseReader
 from tests.support.waiting import within
 
 PROMPTS = [f"A mill by the water, seen on day {day}" for day in range(4)]
-LONG = NUM_TOKENS * 3 // 2
 TAKEN_OVER = "accepted started tokens retrying started tokens completed"
 UNDISTURBED = "accepted started tokens completed"
 LIFE_S = 60.0
@@ -17,7 +16,7 @@ LIFE_S = 60.0
 
 async def expected_texts(fleet: Fleet) -> list[str]:
     """Run the prompts with nobody disturbed; returns their answers."""
-    jobs = [await fleet.submit(prompt, max_tokens=LONG) for prompt in PROMPTS]
+    jobs = [await fleet.submit(prompt, max_tokens=NUM_TOKENS) for prompt in PROMPTS]
     async with within(LIFE_S):
         await asyncio.gather(*(fleet.follow(job) for job in jobs))
     stories = [await fleet.story(job) for job in jobs]
@@ -30,7 +29,7 @@ async def outlive(fleet: Fleet, texts: list[str], strike: Callable[[str], None])
 
     Every job must end with its own text, and every reader must have seen its whole story.
     """
-    jobs = [await fleet.submit(prompt, max_tokens=LONG) for prompt in PROMPTS]
+    jobs = [await fleet.submit(prompt, max_tokens=NUM_TOKENS) for prompt in PROMPTS]
     readers = [SseReader(job) for job in jobs]
     async with within(LIFE_S), asyncio.TaskGroup() as group:
         for reader in readers:
@@ -48,7 +47,7 @@ async def outlive(fleet: Fleet, texts: list[str], strike: Callable[[str], None])
 
 async def outlive_a_worker(fleet: Fleet, texts: list[str]) -> None:
     """Kill the worker of the first job in the middle of its answer."""
-    job_id = await fleet.submit(PROMPTS[0], max_tokens=LONG)
+    job_id = await fleet.submit(PROMPTS[0], max_tokens=NUM_TOKENS)
     reader = SseReader(job_id)
     async with within(LIFE_S), asyncio.TaskGroup() as group:
         group.create_task(reader.read(fleet.urls[0]))

@@ -7,12 +7,12 @@ import pytest
 from common import roaming
 from common.connections import UNAVAILABLE, command_client, pubsub_client
 from common.keys import Keys
+from tests.support.fleet import NUM_TOKENS
 from tests.support.topologies import SentinelSet, ask, is_synced, until
 from tests.support.waiting import within
 from tests.topologies.conftest import FleetOn
 from tests.topologies.lives import (
     LIFE_S,
-    LONG,
     PROMPTS,
     expected_texts,
     outlive,
@@ -83,7 +83,7 @@ async def test_a_primary_that_hangs_is_left(sentinels: SentinelSet, fleet_on: Fl
         await fleet.check_at_rest()
         await asyncio.to_thread(sentinels.primary.thaw)
         await asyncio.to_thread(until, lambda: is_synced(sentinels.primary), "it follows")
-        again = await fleet.submit(PROMPTS[0], max_tokens=LONG)
+        again = await fleet.submit(PROMPTS[0], max_tokens=NUM_TOKENS)
         async with within(LIFE_S):
             await fleet.follow(again)
         assert (await fleet.story(again)).text == texts[0]
