@@ -1,7 +1,7 @@
 """Several servers that are one to a client: a cluster, and a primary with its sentinels."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ _NUM_PRIMARIES = 3
 _NUM_SLOTS = 16_384
 _NUM_SENTINELS = 3
 _REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+
+
+Tls = Sequence[str]
+"""The flags of a server that has TLS: names and values, one after the other."""
 
 
 def until(is_so: Callable[[], Any], what: str) -> None:
@@ -47,20 +51,39 @@ def is_synced(replica: Server) -> bool:
     return bool(said["role"] == "slave" and said["master_link_status"] == "up")
 
 
+class Node(Server):
+    """A server whose door for clients and replicas may be one with TLS, beside the plain one."""
+
+    def __init__(self, binary: Path, folder: Path, *flags: str, tls: Tls = ()) -> None:
+        folder.mkdir()
+        door = free_port() if tls else 0
+        more = ("--tls-port", str(door), "--tls-replication", "yes", *tls) if tls else ()
+        super().__init__(binary, folder, *_REPLICATION, *flags, *more)
+        self.door = door or self.port
+
+
 class Cluster:
     """Three primaries with a replica each. All methods block until they are done."""
 
-    def __init__(self, binary: Path, folder: Path, *flags: str) -> None:
+    def __init__(self, binary: Path, folder: Path, tls: Tls = ()) -> None:
+        flags = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+        flags += ["--tls-cluster", "yes"] if tls else []
+        self._scheme = "rediss+cluster" if tls else "redis+cluster"
         self.servers = [
-            _cluster_server(binary, folder / f"node-{number}", *flags)
+            Node(
+                binary,
+                folder / f"node-{number}",
+                *(*flags, "--cluster-port", str(free_port())),
+                tls=tls,
+            )
             for number in range(2 * _NUM_PRIMARIES)
         ]
 
     @property
     def url(self) -> str:
         """Where it answers: two of the nodes are enough to find the others."""
-        places = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:2])
-        return f"redis+cluster://{places}"
+        places = ",".join(f"127.0.0.1:{server.door}" for server in self.servers[:2])
+        return f"{self._scheme}://{places}"
 
     def start(self) -> None:
         """Start the servers and make a cluster of them."""
@@ -82,7 +105,7 @@ class Cluster:
         for server in self.servers:
             server.kill()
 
-    def owner(self, key: str) -> Server:
+    def owner(self, key: str) -> Node:
         """Return the server that owns the key's slot, as a living one sees it."""
         slot = key_slot(key.encode())
         alive = next(server for server in self.servers if server.is_running)
@@ -91,25 +114,20 @@ class Cluster:
                 return self._on(int(owner[1]))
         raise AssertionError(f"nobody owns slot {slot}")
 
-    def replica_of(self, primary: Server) -> Server:
-        """Return the server that would take over."""
-        replicas = ask(primary, "INFO", "replication")
-        return self._on(int(replicas["slave0"]["port"]))
-
     def wait_failover(self, key: str, old: Server) -> None:
         """Return once another server owns the key's slot and takes writes."""
         until(lambda: self.owner(key) is not old, "the replica takes over")
         alive = [server for server in self.servers if server.is_running]
         until(lambda: all(map(self._is_up, alive)), "the cluster is up again")
 
-    def _on(self, port: int) -> Server:
-        return next(server for server in self.servers if server.port == port)
+    def _on(self, port: int) -> Node:
+        return next(s for s in self.servers if port in (s.port, s.door))
 
     def _meet(self) -> None:
         first, *others = self.servers
         for other in others:
             bus = int(ask(other, "CONFIG GET", "cluster-port")["cluster-port"])
-            ask(first, "CLUSTER", "MEET", "127.0.0.1", other.port, bus)
+            ask(first, "CLUSTER", "MEET", "127.0.0.1", other.door, bus)
         num_nodes = f"cluster_known_nodes:{len(self.servers)}"
         until(
             lambda: all(num_nodes in self._info(server) for server in self.servers),
@@ -128,42 +146,44 @@ class Cluster:
         return str(ask(server, "CLUSTER", "INFO"))
 
 
-class Sentinel(Server):
+class Sentinel(Node):
     """A sentinel of one service."""
 
-    def __init__(self, binary: Path, folder: Path, primary: Server) -> None:
-        folder.mkdir()
-        super().__init__(binary, folder)
-        self._configuration = folder / "sentinel.conf"
-        self._lines = [
+    def __init__(self, binary: Path, folder: Path, primary: Node, tls: Tls = ()) -> None:
+        super().__init__(binary, folder, tls=tls)
+        lines = [
             f"port {self.port}",
             "bind 127.0.0.1",
             f"dir {folder}",
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2",
+            *([f"tls-port {self.door}", "tls-replication yes"] if tls else []),
+            *(f"{name[2:]} {text}" for name, text in zip(tls[::2], tls[1::2], strict=True)),
+            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.door} 2",
             f"sentinel down-after-milliseconds {SERVICE} 1000",
             f"sentinel failover-timeout {SERVICE} 4000",
         ]
-        self._configuration.write_text("\n".join(self._lines) + "\n")
-        self._command = [str(binary), str(self._configuration), "--sentinel"]
+        configuration = folder / "sentinel.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        self._command = [str(binary), str(configuration), "--sentinel"]
 
 
 class SentinelSet:
     """A primary, its replica and three sentinels. All methods block until they are done."""
 
-    def __init__(self, binary: Path, folder: Path, *flags: str) -> None:
-        self.primary = _server(binary, folder / "primary", *_REPLICATION, *flags)
-        follow = ("--replicaof", f"127.0.0.1 {self.primary.port}")
-        self.replica = _server(binary, folder / "replica", *_REPLICATION, *flags, *follow)
+    def __init__(self, binary: Path, folder: Path, tls: Tls = ()) -> None:
+        self._scheme = "rediss+sentinel" if tls else "redis+sentinel"
+        self.primary = Node(binary, folder / "primary", tls=tls)
+        follow = ("--replicaof", f"127.0.0.1 {self.primary.door}")
+        self.replica = Node(binary, folder / "replica", *follow, tls=tls)
         self.sentinels = [
-            Sentinel(binary, folder / f"sentinel-{number}", self.primary)
+            Sentinel(binary, folder / f"sentinel-{number}", self.primary, tls)
             for number in range(_NUM_SENTINELS)
         ]
 
     @property
     def url(self) -> str:
         """Where the sentinels answer."""
-        places = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{places}/{SERVICE}"
+        places = ",".join(f"127.0.0.1:{sentinel.door}" for sentinel in self.sentinels)
+        return f"{self._scheme}://{places}/{SERVICE}"
 
     def start(self) -> None:
         """Start all; returns when every sentinel knows the others and the replica."""
@@ -185,7 +205,7 @@ class SentinelSet:
 
     def _names_replica(self, sentinel: Server) -> bool:
         named = ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        return int(named[1]) == self.replica.port and _is_primary(self.replica)
+        return int(named[1]) == self.replica.door and _is_primary(self.replica)
 
 
 @contextmanager
@@ -211,19 +231,3 @@ def _knows_all(sentinel: Server) -> bool:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _server(binary: Path, folder: Path, *flags: str) -> Server:
-    folder.mkdir()
-    return Server(binary, folder, *flags)
-
-
-def _cluster_server(binary: Path, folder: Path, *flags: str) -> Server:
-    return _server(
-        binary,
-        folder,
-        *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
-        *("--cluster-node-timeout", "1000"),
-        *_REPLICATION,
-        *flags,
-    )

@@ -15,6 +15,8 @@ from common.connections import command_client, lease_client
 from tests.support.programs import Programs
 from tests.support.servers import STARTABLE, Server, free_port
 from tests.support.tls import NEEDS_OPENSSL, OPENSSL, Authority, Certificate, tls_door
+from tests.support.topologies import Cluster, SentinelSet, running
+from tests.support.waiting import within
 from tests.topologies.conftest import FleetOn
 from tests.topologies.lives import UNDISTURBED
 
@@ -70,10 +72,15 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 def _tls_flags(port: int, authority: Authority, shown: Certificate) -> list[str]:
+    door = ("--tls-port", str(port))
+    return [*door, *_certificate_flags(authority, shown), "--tls-auth-clients", "yes"]
+
+
+def _certificate_flags(authority: Authority, shown: Certificate) -> list[str]:
     return [
-        *("--tls-port", str(port), "--tls-auth-clients", "yes"),
         *("--tls-cert-file", str(shown.file), "--tls-key-file", str(shown.key)),
         *("--tls-ca-cert-file", str(authority.own.file)),
+        *("--tls-auth-clients", "optional"),
     ]
 
 
@@ -117,6 +124,29 @@ async def test_a_server_that_proves_nothing_is_refused(server: TlsServer, tmp_pa
     unnamed = server.url(host="localhost", ssl_check_hostname="no")
     async with command_client(unnamed) as client:
         assert await client.ping()
+
+
+@NEEDS_REDIS
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", [Cluster, SentinelSet])
+async def test_sentinels_and_clusters_may_have_tls(
+    kind: type[Cluster | SentinelSet], fleet_on: FleetOn, tmp_path: Path
+) -> None:
+    """Between all of them, and to the clients; the control is the URL without the authority."""
+    assert REDIS
+    authority = Authority(tmp_path, "authority")
+    flags = _certificate_flags(authority, authority.issue("server", "IP:127.0.0.1"))
+    with running(kind(Path(REDIS), tmp_path, flags)) as url:
+        async with command_client(url) as client:
+            with pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.ping()
+        trusting = f"{url}?ssl_ca_certs={authority.own.file}"
+        async with within(30), fleet_on(trusting) as fleet:
+            await fleet.start(workers=1)
+            job_id = await fleet.submit("Who may read this?")
+            seen = await fleet.follow(job_id)
+            (await fleet.story(job_id)).check(seen)
+            await fleet.check_at_rest()
 
 
 async def test_a_worker_says_what_is_wrong_with_the_certificate(
