@@ -105,19 +105,19 @@ class Cluster:
         for server in self.servers:
             server.kill()
 
-    def owner(self, key: str) -> Node:
-        """Return the server that owns the key's slot, as a living one sees it."""
+    def owner(self, key: str, lost: Node | None = None) -> Node:
+        """Return the server that owns the key's slot, as another one than the lost one sees it."""
         slot = key_slot(key.encode())
-        alive = next(server for server in self.servers if server.is_running)
-        for first, last, owner, *_ in ask(alive, "CLUSTER", "SLOTS"):
+        witness = next(server for server in self.servers if server is not lost)
+        for first, last, owner, *_ in ask(witness, "CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return self._on(int(owner[1]))
         raise AssertionError(f"nobody owns slot {slot}")
 
-    def wait_failover(self, key: str, old: Server) -> None:
+    def wait_failover(self, key: str, lost: Node) -> None:
         """Return once another server owns the key's slot and takes writes."""
-        until(lambda: self.owner(key) is not old, "the replica takes over")
-        alive = [server for server in self.servers if server.is_running]
+        until(lambda: self.owner(key, lost) is not lost, "the replica takes over")
+        alive = [server for server in self.servers if server is not lost]
         until(lambda: all(map(self._is_up, alive)), "the cluster is up again")
 
     def _on(self, port: int) -> Node:

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
+from common.connections import UNAVAILABLE
 from tests.support.fleet import NUM_TOKENS, Fleet
 from tests.support.oracle import Story
 from tests.support.readers import SseReader
-from tests.support.waiting import within
+from tests.support.waiting import eventually, within
 
 PROMPTS = [f"A mill by the water, seen on day {day}" for day in range(4)]
 TAKEN_OVER = "accepted started tokens retrying started tokens completed"
@@ -37,6 +38,14 @@ async def outlive(fleet: Fleet, texts: list[str], strike: Callable[[str], None])
         await readers[0].has(15)
         await asyncio.to_thread(strike, jobs[0])
         assert not readers[0].is_done, "the fault came too late to bite"
+
+    async def answers() -> bool:  # to us, who have not asked since before the fault
+        try:
+            return len(await fleet.store.top(jobs)) == len(jobs)
+        except UNAVAILABLE:
+            return False
+
+    await eventually(answers)
     stories = [await fleet.story(job) for job in jobs]
     assert [story.text for story in stories] == texts
     for story, reader in zip(stories, readers, strict=True):

@@ -7,7 +7,7 @@ import pytest
 from common.keys import Keys
 from tests.support.jobs import MODEL
 from tests.support.servers import Server
-from tests.support.topologies import Cluster
+from tests.support.topologies import Cluster, Node
 from tests.topologies.conftest import FleetOn
 from tests.topologies.lives import expected_texts, outlive, outlive_a_worker
 
@@ -23,7 +23,7 @@ async def test_a_fleet_on_a_cluster_outlives_workers_and_a_primary(
         texts = await expected_texts(fleet)
         await outlive_a_worker(fleet, texts)
         await fleet.start(gateways=0, workers=1)
-        struck: list[Server] = []
+        struck: list[Node] = []
 
         def strike(job_id: str) -> None:
             record = keys.job(job_id).record
