@@ -13,7 +13,8 @@ from redis.asyncio.cluster import ClusterParser
 
 from common.blocking import blocking_client
 from common.careful import CAREFUL, UNAVAILABLE, WritesRefused
-from common.cluster import AnyNode, ClusterRedis, NodePool, Nodes
+from common.cluster import ClusterRedis
+from common.nodes import AnyNode, NodePool, Nodes
 from common.roaming import ROAMING
 from common.sentinel import Sentinels
 from common.server_url import Address, ServerUrl, Topology, Transport, read_url
