@@ -1,40 +1,23 @@
-"""The Redis clients, each with its settings written out.
+"""The Redis clients, each with its settings written out, for one server, sentinels or a cluster.
 
 Nothing here retries by itself: a blind retry of a write that was applied is how streams double.
 The scripts are safe to repeat, and their callers know when to.
 """
 
-import asyncio
 import socket
 from typing import Any
 
 from redis import Redis as SyncRedis
-from redis import exceptions
-from redis.asyncio import (
-    BlockingConnectionPool,
-    Connection,
-    Redis,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import ClusterParser
 
-
-class WritesRefused(exceptions.ResponseError):
-    """The server takes no writes for now: its disk is full, or it has too few replicas."""
-
-
-UNAVAILABLE = (
-    exceptions.ConnectionError,
-    exceptions.TimeoutError,
-    exceptions.BusyLoadingError,
-    exceptions.ReadOnlyError,
-    exceptions.OutOfMemoryError,
-    WritesRefused,
-    OSError,
-)
-"""The server is away, restarting, full or no longer the primary: wait and send again."""
-
-_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN")
+from common.blocking import blocking_client
+from common.careful import CAREFUL, UNAVAILABLE, WritesRefused
+from common.cluster import ClusterRedis
+from common.nodes import AnyNode, NodePool, Nodes
+from common.roaming import ROAMING
+from common.sentinel import Sentinels
+from common.server_url import Address, ServerUrl, Topology, Transport, read_url
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
@@ -46,61 +29,48 @@ _KEEPALIVE: dict[int, int] = {
     if hasattr(socket, name)
 }
 
+__all__ = [
+    "UNAVAILABLE",
+    "WritesRefused",
+    "command_client",
+    "every_server",
+    "lease_client",
+    "pubsub_client",
+]
 
-class _Careful:
-    """Tells a server that takes no writes from a wrong command, and hears cancellations.
 
-    redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that
-    comes when the sending is just done; the task would then run for ever.
+def command_client(url: str, *, max_connections: int = 64) -> Redis:
+    """Return the client for short commands and scripts: a reply in 5 s or an error.
+
+    In a cluster it has so many connections to each node.
     """
-
-    async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        task = asyncio.current_task()
-        num_before = task.cancelling() if task else 0
-        await super().send_packed_command(*args, **options)  # type: ignore[misc]
-        if task and task.cancelling() > num_before:
-            # The reply nobody reads must not be taken for the next command's.
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
-            raise asyncio.CancelledError
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return await super().read_response(*args, **options)  # type: ignore[misc]
-        except exceptions.ResponseError as error:
-            if str(error).startswith(_REFUSALS):
-                raise WritesRefused(str(error)) from None
-            raise
+    server = read_url(url)
+    options = _options(server, COMMAND_TIMEOUT_S) | {"max_connections": max_connections}
+    return _client(server, options)
 
 
-class _TcpConnection(_Careful, Connection):
-    pass
+def pubsub_client(url: str) -> Redis:
+    """Return the client for subscriptions: reads wait for ever, a PING proves the path."""
+    server = read_url(url)
+    options = _options(server, None)
+    options |= {"max_connections": 4, "health_check_interval": PUBSUB_HEALTH_S}
+    return _client(server, options)
 
 
-class _TlsConnection(_Careful, SSLConnection):
-    pass
+def lease_client(url: str, timeout_s: float) -> SyncRedis:
+    """Return the blocking client of the lease thread: its own connection, a short timeout."""
+    server = read_url(url)
+    return blocking_client(server, _options(server, timeout_s))
 
 
-class _UnixConnection(_Careful, UnixDomainSocketConnection):
-    pass
+async def every_server(redis: Redis) -> list[Redis]:
+    """Return a client of every server that takes writes: this one, or a cluster's primaries."""
+    return await redis.primaries() if isinstance(redis, ClusterRedis) else [redis]
 
 
-_CAREFUL: dict[type, type] = {
-    Connection: _TcpConnection,
-    SSLConnection: _TlsConnection,
-    UnixDomainSocketConnection: _UnixConnection,
-}
-
-
-def _client(url: str, **options: Any) -> Redis:
-    """Return a client that waits for a free connection: a thousand readers may attach at once."""
-    pool = BlockingConnectionPool.from_url(url, timeout=COMMAND_TIMEOUT_S, **options)
-    pool.connection_class = _CAREFUL[pool.connection_class]
-    return Redis.from_pool(pool)
-
-
-def _options(url: str, timeout_s: float | None) -> dict[str, Any]:
+def _options(server: ServerUrl, timeout_s: float | None) -> dict[str, Any]:
     options: dict[str, Any] = {"socket_timeout": timeout_s, "retry_on_timeout": False}
-    if not url.startswith("unix:"):
+    if server.transport is not Transport.SOCKET:
         options |= {
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
@@ -109,21 +79,42 @@ def _options(url: str, timeout_s: float | None) -> dict[str, Any]:
     return options
 
 
-def command_client(url: str, *, max_connections: int = 64) -> Redis:
-    """Return the client for short commands and scripts: a reply in 5 s or an error."""
-    options = _options(url, COMMAND_TIMEOUT_S)
-    return _client(url, max_connections=max_connections, **options)
+def _client(server: ServerUrl, options: dict[str, Any]) -> Redis:
+    match server.topology:
+        case Topology.SENTINEL:
+            return Redis.from_pool(_roaming_pool(server, options, Sentinels(server)))
+        case Topology.CLUSTER:
+            return _cluster_client(server, options)
+    return Redis.from_pool(_pool(CAREFUL[server.transport], server.options | options))
 
 
-def pubsub_client(url: str) -> Redis:
-    """Return the client for subscriptions: reads wait for ever, a PING proves the path."""
-    return _client(
-        url, max_connections=4, health_check_interval=PUBSUB_HEALTH_S, **_options(url, None)
+def _cluster_client(server: ServerUrl, options: dict[str, Any]) -> Redis:
+    def make_node(address: Address) -> Redis:
+        host, port = address
+        timeout = {"socket_timeout": COMMAND_TIMEOUT_S, "parser_class": ClusterParser}
+        place = server.options | options | timeout | {"host": host, "port": port}
+        return Redis.from_pool(_pool(CAREFUL[server.transport], place, NodePool))
+
+    def make_pool(guide: AnyNode) -> BlockingConnectionPool:
+        return _roaming_pool(server, options, guide)
+
+    return ClusterRedis(Nodes(server.addresses, make_node), make_pool)
+
+
+def _roaming_pool(
+    server: ServerUrl, options: dict[str, Any], guide: AnyNode | Sentinels
+) -> BlockingConnectionPool:
+    return _pool(ROAMING[server.transport], server.options | options | {"guide": guide})
+
+
+def _pool(
+    connection_class: type,
+    options: dict[str, Any],
+    pool_class: type[BlockingConnectionPool] = BlockingConnectionPool,
+) -> BlockingConnectionPool:
+    """Return a pool that waits for a free connection: a thousand readers may attach at once."""
+    return pool_class(
+        connection_class=connection_class,
+        timeout=COMMAND_TIMEOUT_S,  # type: ignore[arg-type]
+        **options,
     )
-
-
-def lease_client(url: str, timeout_s: float) -> SyncRedis:
-    """Return the blocking client of the lease thread: its own connection, a short timeout."""
-    options = _options(url, timeout_s)
-    client: SyncRedis = SyncRedis.from_url(url, max_connections=1, **options)
-    return client

@@ -144,11 +144,6 @@ class Registry:
         seconds, micros = await self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def run_id(self) -> str:
-        """Return what names this run of the server: a restart has another one."""
-        info = await self._redis.info("server")
-        return str(info["run_id"])
-
     async def uptime_s(self) -> int:
         """Return for how many seconds the server has been up."""
         info = await self._redis.info("server")

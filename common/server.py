@@ -1,8 +1,9 @@
-"""What the Redis or Valkey server itself must be like."""
+"""What the Redis or Valkey server itself must be like; in a cluster, every primary."""
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from common.connections import every_server
 from common.errors import StartupFailed
 
 
@@ -17,9 +18,10 @@ async def eviction_policy(redis: Redis) -> str | None:
 
 async def require_no_eviction(redis: Redis) -> None:
     """Refuse a server that may throw away jobs; raises ``StartupFailed``."""
-    policy = await eviction_policy(redis)
-    if policy not in (None, "noeviction"):
-        raise StartupFailed(
-            f"Redis evicts keys (maxmemory-policy {policy}), so accepted jobs could vanish: "
-            "run `CONFIG SET maxmemory-policy noeviction` or use another server"
-        )
+    for server in await every_server(redis):
+        policy = await eviction_policy(server)
+        if policy not in (None, "noeviction"):
+            raise StartupFailed(
+                f"Redis evicts keys (maxmemory-policy {policy}), so accepted jobs could vanish: "
+                "run `CONFIG SET maxmemory-policy noeviction` or use another server"
+            )

@@ -10,13 +10,13 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import StartupFailed
+from common.server_url import WrongUrl, read_url
 
 ENV_PREFIX = "HEADRACE_"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    redis: str = Field("redis://127.0.0.1:6379", description="Redis or Valkey URL")
+    redis: str = Field("redis://127.0.0.1:6379", description="Redis or Valkey URL (docs/redis.md)")
     key_prefix: str = Field("hr", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="before every key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_json: bool = Field(False, description="JSON logs also on a terminal")
@@ -138,14 +138,10 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise PydanticCustomError(
-                "redis_url", "URL should begin with redis://, rediss:// or unix://"
-            )
         try:
-            _ = urlsplit(url).port
-        except ValueError:
-            raise PydanticCustomError("redis_url", "URL should have a valid port") from None
+            read_url(url)
+        except WrongUrl as error:
+            raise PydanticCustomError("redis_url", "{why}", {"why": str(error)}) from None
         return url
 
     @classmethod
@@ -232,5 +228,6 @@ def _one_line(error: ValidationError, layers: list[Layer]) -> str:
     spelling = {"flag": f"--{name.replace('_', '-')}", "environment": ENV_PREFIX + name.upper()}
     where = spelling.get(origin, f"{name} in {origin}")
     given = first["input"]
-    shown = "…" if "@" in str(given) else repr(given)  # a URL with a password
+    hides = "@" in str(given) or "password" in str(given).lower()  # a URL with a password
+    shown = "…" if hides else repr(given)
     return f"{where} = {shown}: {first['msg'].lower()}"

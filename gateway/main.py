@@ -20,6 +20,7 @@ from common.errors import StartupFailed
 from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
+from common.rights import require_rights
 from common.settings import Settings
 from common.telemetry import configure_logging
 from gateway.app import create_app
@@ -84,6 +85,17 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
         )
 
 
+async def refuse_poor_user(redis: Redis, keys: Keys) -> None:
+    """Refuse a user that may not do what the gateway does; where Redis is away, start all the same.
+
+    Raises ``StartupFailed``.
+    """
+    try:
+        await require_rights(redis, keys)
+    except UNAVAILABLE as error:
+        _log.warning("rights_unread", error=str(error))
+
+
 def is_open_door(settings: Settings) -> bool:
     """Tell whether callers may come in without a key as long as there is none."""
     return settings.insecure or is_loopback_name(settings.host)
@@ -114,8 +126,10 @@ def _bound(listener: socket.socket, address: tuple[Any, ...]) -> socket.socket:
 async def _serve(settings: Settings, listener: socket.socket) -> int:
     redis = command_client(settings.redis)
     subscriber = pubsub_client(settings.redis)
+    keys = Keys(settings.key_prefix)
     try:
-        await refuse_open_door(settings, ApiKeyStore(redis, Keys(settings.key_prefix)))
+        await refuse_open_door(settings, ApiKeyStore(redis, keys))
+        await refuse_poor_user(redis, keys)
         return await Gateway(settings, redis, subscriber).run(listener)
     finally:
         await redis.aclose()

@@ -1,14 +1,18 @@
 """After Redis has come back: jobs whose place in a lane was lost get one again.
 
 A power cut can take the last second of the append-only file, and with it the lane entry of a job
-whose record is there. Once per run of the server, one gateway looks at all unfinished jobs.
+whose record is there; a failover can take it too. Once per run of the servers, one gateway looks
+at all unfinished jobs.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
+from common.connections import every_server
 from common.job_store import JobRecord, JobStore
 from common.jobs import ACTIVE, JobState
 from common.keys import Keys
@@ -36,25 +40,40 @@ class Recovery:
 
     async def look(self) -> None:
         """Return at once unless the server has been started anew and nobody has looked yet."""
-        run = await self._registry.run_id()
+        run = await self._run()
         if run == self._known_run:
             return
         name = self._keys.recovery(run)
         if await self._redis.set(name, b"", nx=True, px=LEASE_MS):
-            num_mended = await self.mend_all()
+            num_mended = await self._mend_if_allowed()
             await self._redis.set(name, _DONE, px=DONE_MS)
             _log.info("recovered", mended=num_mended)
         if await self._redis.get(name) == _DONE:
             self._known_run = run
 
+    async def _run(self) -> str:
+        """Return what names this run of all servers: one that was started anew changes it."""
+        servers = await every_server(self._redis)
+        infos = [await server.info("server") for server in servers]
+        runs = sorted(str(info["run_id"]) for info in infos)
+        return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:32]
+
+    async def _mend_if_allowed(self) -> int:
+        try:
+            return await self.mend_all()
+        except NoPermissionError as error:
+            _log.warning("recovery_refused", error=str(error))
+            return 0
+
     async def mend_all(self) -> int:
         """Give every unfinished job that has no place in a lane one; return how many there were."""
         num_mended, page = 0, []
-        async for name in self._redis.scan_iter(self._keys.any_record, count=_PAGE):
-            page.append(name.decode())
-            if len(page) == _PAGE:
-                num_mended += await self._mend(page)
-                page = []
+        for server in await every_server(self._redis):
+            async for name in server.scan_iter(self._keys.any_record, count=_PAGE):
+                page.append(name.decode())
+                if len(page) == _PAGE:
+                    num_mended += await self._mend(page)
+                    page = []
         return num_mended + await self._mend(page)
 
     async def _mend(self, names: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 from redis.exceptions import ResponseError
 
+from common.connections import every_server
 from common.deadlines import due_ms
 from common.errors import Problem
 from common.events import Accepted
@@ -131,6 +132,9 @@ async def _admit(
 
 async def _require_disk(services: Services, job_id: str) -> None:
     """Return once the job is on disk; raises ``Problem`` where it cannot be, or not in time."""
+    if len(await every_server(services.redis)) > 1:
+        detail = "In a cluster no job is made `durable`: it was accepted, as all others are."
+        raise Problem(501, "not-durable", detail)
     try:
         is_on_disk = await services.store.reach_disk(job_id, DISK_S)
     except ResponseError as error:

@@ -9,9 +9,11 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from common.connections import every_server
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Registry
+from common.rights import missing_rights
 from common.server import eviction_policy
 
 OLDEST_REDIS = (7, 0)  # the lag of consumer groups
@@ -108,22 +110,42 @@ async def workers(redis: Redis, keys: Keys) -> Check:
     return Check("workers", Level.OK, found)
 
 
-ALL: tuple[RedisCheck, ...] = (version, eviction, durability, clock, workers, lanes)
+async def rights(redis: Redis, keys: Keys) -> Check:
+    """Check that this user may do what Headrace does."""
+    if missing := await missing_rights(redis, keys):
+        todo = "give this user the rights in docs/redis.md"
+        return Check("rights", Level.FAIL, f"lacks {', '.join(missing)}", todo)
+    return Check("rights", Level.OK, "enough")
+
+
+OF_EACH: tuple[RedisCheck, ...] = (version, eviction, durability, clock)
+"""What is asked of every server of a cluster that takes writes."""
+
+OF_ALL: tuple[RedisCheck, ...] = (rights, workers, lanes)
 
 
 async def run_all(redis: Redis, keys: Keys) -> list[Check]:
     """Run every check; one that the server refuses is a warning."""
-    found = []
-    for check in ALL:
-        try:
-            found.append(await check(redis, keys))
-        except ResponseError as error:
-            todo = "allow this user to ask, or check it by hand"
-            found.append(Check(check.__name__, Level.WARN, str(error), todo))
-        except RedisError as error:
-            todo = "look at the server's log"
-            found.append(Check(check.__name__, Level.FAIL, str(error), todo))
-    return found
+    servers = await every_server(redis)
+    found = [_worst([await _run(check, server, keys) for server in servers]) for check in OF_EACH]
+    return found + [await _run(check, redis, keys) for check in OF_ALL]
+
+
+async def _run(check: RedisCheck, redis: Redis, keys: Keys) -> Check:
+    try:
+        return await check(redis, keys)
+    except ResponseError as error:
+        todo = "allow this user to ask, or check it by hand"
+        return Check(check.__name__, Level.WARN, str(error), todo)
+    except RedisError as error:
+        return Check(check.__name__, Level.FAIL, str(error), "look at the server's log")
+
+
+def _worst(found: list[Check]) -> Check:
+    """Return the worst finding of several servers, with all that they say."""
+    worst = max(found, key=lambda check: list(Level).index(check.level))
+    said = "; ".join(dict.fromkeys(check.found for check in found))
+    return msgspec.structs.replace(worst, found=said)
 
 
 async def _fsync(redis: Redis) -> Any:

@@ -13,7 +13,8 @@ from common.keys import Keys
 from tests.support.fleet import Fleet
 from tests.support.leaks import clear, find_leaks
 from tests.support.programs import Programs, running_programs
-from tests.support.servers import BACKENDS, STARTABLE, Backend, Server
+from tests.support.servers import BACKENDS, STARTABLE, Backend, Server, Topology
+from tests.support.topologies import Cluster, SentinelSet, running
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,10 +43,19 @@ def redis_url(
     if backend.binary is None:
         yield backend.url
         return
-    server = Server(backend.binary, tmp_path_factory.mktemp(backend.name))
-    server.start()
-    yield server.url
-    server.stop()
+    folder = tmp_path_factory.mktemp(backend.name)
+    match backend.topology:
+        case Topology.SENTINEL:
+            with running(SentinelSet(backend.binary, folder)) as url:
+                yield url
+        case Topology.CLUSTER:
+            with running(Cluster(backend.binary, folder)) as url:
+                yield url
+        case Topology.SINGLE:
+            server = Server(backend.binary, folder)
+            server.start()
+            yield server.url
+            server.stop()
 
 
 @pytest.fixture(params=STARTABLE, ids=str)

@@ -15,6 +15,7 @@ from common.connections import UNAVAILABLE, command_client, lease_client, pubsub
 from common.errors import EngineFailed, StartupFailed
 from common.keys import Keys
 from common.registry import Heartbeat, WorkerInfo, WorkerState
+from common.rights import require_rights
 from common.server import require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
@@ -69,7 +70,7 @@ class Worker:
         self._stop = asyncio.Event()  # set by the first signal: drain
         self._hurry = asyncio.Event()  # set by the second: hand over at once
 
-        keys = Keys(settings.key_prefix)
+        self._keys = keys = Keys(settings.key_prefix)
         self._redis = command_client(settings.redis)
         self._subscriber = pubsub_client(settings.redis)
         self._beats = lease_client(settings.redis, settings.lease_s / 2)
@@ -164,6 +165,7 @@ class Worker:
         while True:
             try:
                 await require_no_eviction(self._redis)
+                await require_rights(self._redis, self._keys)
             except UNAVAILABLE as error:
                 _log.warning("waiting_for_redis", error=str(error))
                 await asyncio.sleep(WAIT_S)

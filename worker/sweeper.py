@@ -7,6 +7,7 @@ owner: ``start`` takes it over all the same.
 
 import asyncio
 import random
+import time
 
 import structlog
 
@@ -26,6 +27,7 @@ class Sweeper:
     def __init__(self, backend: Backend, lease_s: float) -> None:
         self._backend = backend
         self._lease_s = lease_s
+        self._was_away_until = float("-inf")  # monotonic: when Redis last did not answer
 
     async def run(self, worker_id: str) -> None:
         """Sweep for ever, in a jittered rhythm."""
@@ -35,6 +37,7 @@ class Sweeper:
                 if await self._backend.registry.take_sweep(self._backend.model, worker_id, PASS_S):
                     await self.sweep()
             except UNAVAILABLE as error:
+                self._was_away_until = time.monotonic()
                 _log.warning("sweep_failed", error=str(error))
 
     async def sweep(self) -> None:
@@ -47,10 +50,12 @@ class Sweeper:
         await end_overdue(self._backend.store, self._backend.lanes, now_ms)
 
     async def _dead(self) -> list[str]:
-        """Return dead workers, none while the server is younger than a lease.
+        """Return dead workers, none within a lease after a restart or a failover of the server.
 
-        After a restart everybody's lease may look over before its owner could reconnect.
+        Then everybody's lease may look over before its owner could reconnect.
         """
+        if time.monotonic() - self._was_away_until < self._lease_s:
+            return []
         dead = await self._backend.registry.dead(self._backend.model)
         if dead and await self._backend.registry.uptime_s() < self._lease_s:
             return []

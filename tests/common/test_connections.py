@@ -11,6 +11,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from common import connections
+from common.careful import Careful
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
 from common.keys import Keys
 from tests.support.fault_proxy import FaultProxy, fault_proxy
@@ -162,12 +163,12 @@ async def test_a_connection_kept_after_a_cancel_gives_it_to_the_next(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault bites: where the connection is not dropped, replies belong to somebody else."""
-    read_response = connections._Careful.read_response
+    read_response = Careful.read_response
 
     async def keep(connection: Any, *args: Any, **options: Any) -> Any:
         return await read_response(connection, *args, **options | {"disconnect_on_error": False})
 
-    monkeypatch.setattr(connections._Careful, "read_response", keep)
+    monkeypatch.setattr(Careful, "read_response", keep)
     async with within(), command_client(proxy.url, max_connections=1) as client:
         await client.ping()
         await _cancel_in_mid_reply(proxy, client)

@@ -87,7 +87,8 @@ async def test_a_worker_that_leaves_is_gone_at_once(
     heartbeat.leave("w1", MODEL)
     assert await registry.workers() == []
     assert await registry.dead(MODEL) == []
-    assert not await redis.exists(keys.worker("w1"), keys.model(MODEL).workers)
+    for key in (keys.worker("w1"), keys.model(MODEL).workers):
+        assert not await redis.exists(key)
 
 
 async def test_what_a_worker_says_ends_with_its_lease(

@@ -11,6 +11,7 @@ from common.lanes import Lanes
 from common.registry import Heartbeat
 from gateway.recovery import Recovery
 from tests.support.jobs import MODEL, TENANT, make_job, make_worker, start, submit
+from tests.support.leaks import find_keys
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +28,17 @@ def lanes(redis: Redis, keys: Keys) -> Lanes:
 def store(redis: Redis, keys: Keys) -> JobStore:
     """The job records."""
     return JobStore(redis, keys)
+
+
+async def begun(redis: Redis, keys: Keys) -> bytes:
+    """Return the key that says that somebody has looked, or is looking."""
+    [name] = await find_keys(redis, keys.recovery(""))
+    return name
+
+
+async def die(*_: object) -> int:
+    """Be a gateway that ends in mid-work."""
+    raise ConnectionAbortedError
 
 
 async def waiting(lanes: Lanes) -> list[str]:
@@ -64,23 +76,29 @@ async def test_every_run_of_the_server_is_looked_at_once(
     for gateway in (first, second):
         await gateway.look()
     assert await waiting(lanes) == []
-    run = await redis.info("server")
-    await redis.delete(keys.recovery(run["run_id"]))
+    await redis.delete(await begun(redis, keys))
     await Recovery(redis, keys).look()
     assert await waiting(lanes) == [late]
 
 
 async def test_a_gateway_that_dies_while_it_looks_is_followed_by_another_one(
-    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+    redis: Redis,
+    lease_redis: SyncRedis,
+    keys: Keys,
+    store: JobStore,
+    lanes: Lanes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it had begun counts for nothing once its time is over."""
     Heartbeat(lease_redis, keys, 60).join(make_worker("w1"))
     job_id = (await submit(store, make_job())).id
-    run = (await redis.info("server"))["run_id"]
-    await redis.set(keys.recovery(run), b"", px=60_000)
     recovery = Recovery(redis, keys)
+    with monkeypatch.context() as patched:
+        patched.setattr(Recovery, "mend_all", die)
+        with pytest.raises(ConnectionAbortedError):
+            await recovery.look()
     await recovery.look()
     assert await waiting(lanes) == []
-    await redis.delete(keys.recovery(run))
+    await redis.delete(await begun(redis, keys))
     await recovery.look()
     assert await waiting(lanes) == [job_id]

@@ -26,6 +26,10 @@ from headrace.addresses import (
         ("unix:///a/b.sock?db=1&password=pa:ss", "unix:///a/b.sock?db=1&password=***"),
         ("redis://host:1/0?password=p@ss&db=1", "redis://host:1/0?password=***&db=1"),
         ("redis://:pass@host:1?Password=pass", "redis://:***@host:1?Password=***"),
+        (
+            "redis+sentinel://me:pass@a:1,b:2/mill?sentinel_password=pass",
+            "redis+sentinel://me:***@a:1,b:2/mill?sentinel_password=***",
+        ),
     ],
 )
 def test_passwords_are_masked(url: str, shown: str) -> None:

@@ -98,11 +98,20 @@ def test_help_shows_the_settings_defaults(headrace: Headrace) -> None:
         assert re.search(rf"--{name} [A-Z]+ [^\[]*\[default: {default}\]", output)
 
 
+SCHEMES = (
+    "url should begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("localhost:6379", "url should begin with redis://, rediss:// or unix://"),
-        ("http://localhost:6379", "url should begin with redis://, rediss:// or unix://"),
+        ("localhost:6379", SCHEMES),
+        ("http://localhost:6379", SCHEMES),
+        (
+            "redis+sentinel://localhost",
+            "url should end with the name of the service: /mymaster",
+        ),
         ("redis://localhost:here", "url should have a valid port"),
     ],
 )
@@ -117,6 +126,14 @@ def test_a_url_that_is_none_of_redis_is_a_failed_start(
     result = headrace("doctor")
     assert result.exit_code == 3
     assert result.output == f"headrace: HEADRACE_REDIS = {url!r}: {said}\n"
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@h:x", "redis://h:x?password=s3cret"])
+def test_no_password_is_in_the_line(headrace: Headrace, url: str) -> None:
+    """The flag is named, the value is not shown."""
+    result = headrace("worker", "--redis", url)
+    said = "headrace: --redis = …: url should have a valid port\n"
+    assert (result.exit_code, result.output) == (3, said)
 
 
 def test_a_failed_start_is_code_3(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ import re
 
 from redis.asyncio import Redis
 
+from common.connections import every_server
+
 UNEXPIRING = {
     r"\{m:[^}]+\}:lane:.+": "jobs nobody has finished; an empty lane is deleted",
     r"\{m:[^}]+\}:lanes": "the lanes that exist; the set goes with its last member",
@@ -23,8 +25,12 @@ _PAGE = 1000
 
 
 async def find_keys(redis: Redis, prefix: str) -> list[bytes]:
-    """Return the keys that begin with the prefix."""
-    return [key async for key in redis.scan_iter(f"{prefix}*", count=_PAGE)]
+    """Return the keys that begin with the prefix, of every server that takes writes."""
+    return [
+        key
+        for server in await every_server(redis)
+        async for key in server.scan_iter(f"{prefix}*", count=_PAGE)
+    ]
 
 
 async def find_leaks(redis: Redis, prefix: str) -> list[str]:
@@ -38,8 +44,10 @@ async def find_leaks(redis: Redis, prefix: str) -> list[str]:
 
 async def clear(redis: Redis, prefix: str) -> None:
     """Delete what a test left, so that the session's server stays small."""
-    if found := await find_keys(redis, prefix):
-        await redis.unlink(*found)
+    async with redis.pipeline(transaction=False) as pipeline:
+        for key in await find_keys(redis, prefix):
+            pipeline.unlink(key)
+        await pipeline.execute()
 
 
 async def _may_stay(redis: Redis, key: bytes) -> bool:

