@@ -77,6 +77,7 @@ async def test_a_primary_that_became_a_replica_is_left(
     """It refuses the write, the caller hears of it, and the next one goes elsewhere."""
     async with within():
         await client.set("a", 1)
+        ask(other, "CONFIG", "SET", "repl-diskless-sync-delay", 0)
         ask(own_server, "REPLICAOF", "127.0.0.1", other.port)
         until(lambda: is_synced(own_server), "it follows")
         signpost.server = other
