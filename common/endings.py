@@ -12,7 +12,7 @@ from common.dead_letters import UNREADABLE, WORKER_LOST
 from common.deadlines import passed
 from common.emitted import num_emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
-from common.job_store import JobStore, Outcome, Snapshot
+from common.job_store import JobRecord, JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
 from common.lanes import Lanes
 
@@ -60,6 +60,11 @@ def worker_lost(snapshot: Snapshot) -> Failed:
     )
 
 
+def num_losses(record: JobRecord, worker_id: str) -> int:
+    """Return how many workers the job has lost, as ``worker_id`` sees it that would take it now."""
+    return record.losses + (record.state is JobState.RUNNING and record.owner != worker_id)
+
+
 def choose_end(
     snapshot: Snapshot, now_ms: int, max_losses: int | None = None, worker_id: str = ""
 ) -> Ended | None:
@@ -68,7 +73,7 @@ def choose_end(
     Without ``max_losses`` nobody gives the job up for its lost workers.
     """
     record = snapshot.record
-    losses = record.losses + (record.state is JobState.RUNNING and record.owner != worker_id)
+    losses = num_losses(record, worker_id)
     if record.cancel:
         return cancelled(snapshot)
     if now_ms >= record.due_ms:

@@ -197,10 +197,6 @@ class Lanes:
         """Let an unfinished job be overdue at another time."""
         await self._redis.zadd(self._keys.jobs, {job_id: deadline_ms}, xx=True)
 
-    async def knows(self, job_id: str) -> bool:
-        """Tell whether the job is an unfinished one that has been enqueued."""
-        return await self._redis.zscore(self._keys.jobs, job_id) is not None
-
     async def unfinished(self) -> int:
         """Return how many jobs of the model are queued or running."""
         return int(await self._redis.zcard(self._keys.jobs))

@@ -87,12 +87,20 @@ class Recovery:
             if state in _ACTIVE
         ]
         records = await self._store.records(jobs) if jobs else []
-        return sum([await self._enqueue_lost(record) for record in records if record])
+        lost = await self._without_place([record for record in records if record])
+        return sum([await self._enqueue(record) for record in lost])
 
-    async def _enqueue_lost(self, record: JobRecord) -> bool:
-        lanes = Lanes(self._redis, self._keys, record.spec.model)
-        if await lanes.knows(record.id) or await self._is_worked_on(record):
+    async def _without_place(self, records: Sequence[JobRecord]) -> list[JobRecord]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for record in records:
+                pipeline.zscore(self._keys.model(record.spec.model).jobs, record.id)
+            places = await pipeline.execute()
+        return [record for record, place in zip(records, places, strict=True) if place is None]
+
+    async def _enqueue(self, record: JobRecord) -> bool:
+        if await self._is_worked_on(record):
             return False
+        lanes = Lanes(self._redis, self._keys, record.spec.model)
         _log.warning("job_had_no_place", job=record.id, state=record.state)
         priority = record.spec.priority
         return await lanes.enqueue(record.id, record.tenant, priority, record.due_ms)

@@ -228,8 +228,11 @@ class Relay:
         before = len(transcript)
         # The last known event is read again: it must still be the one that others follow.
         for n, payload in await self._store.log(watch.job_id, max(0, before - 1)):
-            if transcript.offer(transcript.incarnation, n, payload) is Offer.DIVERGED:
+            offer = transcript.offer(transcript.incarnation, n, payload)
+            if offer is Offer.DIVERGED:
                 raise stream_diverged()
+            if offer is Offer.AHEAD:
+                raise Problem(502, "stream-unreadable", f"The job's log has no event before {n}.")
         if len(transcript) > before:
             watch.notify()
 

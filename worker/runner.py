@@ -14,7 +14,7 @@ from worker.bell import Bell
 from worker.engine.protocol import Engine
 from worker.lease import Lease
 from worker.publisher import Publisher
-from worker.starter import Starter
+from worker.starter import NotNow, Starter
 
 _log = structlog.get_logger()
 
@@ -40,8 +40,10 @@ class Runner:
         self._backend = backend
         self._lease = lease
         self._publisher = publisher
-        self._starter = Starter(backend, engine, max_losses)
+        self._starter = Starter(backend, engine, max_losses, self._may_risk)
         self._starting: set[str] = set()  # claimed, not yet given to the publisher
+        self._risky = ""  # the last job that was let start though it may cost this worker's life
+        self._later: list[tuple[Claim, str]] = []  # such jobs, with their holder, that wait for it
         self._rang = False  # the bell rang since the last claim: other workers heard it too
         self._twice: set[str] = set()  # held under a second lane entry too
         self._not_claiming = asyncio.Event()
@@ -54,6 +56,11 @@ class Runner:
         """How many jobs this worker holds."""
         return len(self._starting) + len(self._publisher.attempts)
 
+    @property
+    def _kept(self) -> set[str]:
+        """The jobs whose lane entries this worker needs."""
+        return self._starting | self._publisher.attempts.keys()
+
     async def run(self, capacity: int, poll_s: float) -> None:
         """Claim and start jobs until the worker drains."""
         self._not_claiming.clear()
@@ -65,6 +72,8 @@ class Runner:
                 for claim in claims:
                     if self._hold(claim):
                         starts.create_task(self._begin(claim, holder))
+                for late in self._due():
+                    starts.create_task(self._begin(*late))
                 if not claims:
                     await self._wait_for_work(poll_s)
                 await self._yield_to_idle()
@@ -83,6 +92,7 @@ class Runner:
             async with asyncio.timeout(timeout_s):
                 await self._retire()
                 await self._not_claiming.wait()
+                await self._give_back_later()
                 while self.num_held and not hurry.is_set():
                     await self._wait_for_work(RETRY_S)
         except TimeoutError:
@@ -109,6 +119,14 @@ class Runner:
         await self._backend.lanes.hand_back(self.worker_id)
         # A claim that is still on its way would come after the hand-over.
         self.may_hold_entries = not self._not_claiming.is_set()
+
+    async def _give_back_later(self) -> None:
+        """Let others have the jobs that wait here to be started."""
+        waiting = {claim.job_id for claim, _ in self._later}
+        self._later.clear()
+        self._starting -= waiting
+        if waiting:
+            await self._backend.lanes.hand_back(self.worker_id, self._kept)
 
     async def _retire(self) -> None:
         try:
@@ -139,7 +157,7 @@ class Runner:
 
     async def _reconcile(self, holder: str) -> None:
         """Give back entries that this worker holds for jobs that it does not run."""
-        kept = self._starting | self._publisher.attempts.keys()
+        kept = self._kept
         if self._twice <= kept and not self._publisher.reconcile.is_set():
             return
         self._publisher.reconcile.clear()
@@ -170,8 +188,27 @@ class Runner:
         if not self.num_held:
             self._lease.renew_now()  # idle from now on
 
+    def _may_risk(self, job_id: str) -> bool:
+        """Let one job at a time start that one more lost worker would end."""
+        if self._risky != job_id and self._risky in self._kept:
+            return False
+        self._risky = job_id
+        return True
+
+    def _due(self) -> list[tuple[Claim, str]]:
+        """Return jobs that waited for another one, and need not any more: one, or all lost ones."""
+        lapsed = [late for late in self._later if late[1] != self.worker_id]
+        self._later = [late for late in self._later if late[1] == self.worker_id]
+        if self._later and self._risky not in self._kept:
+            return [*lapsed, self._later.pop(0)]
+        return lapsed
+
     async def _begin(self, claim: Claim, holder: str) -> None:
-        log = await self._start(claim, holder)
+        try:
+            log = await self._start(claim, holder)
+        except NotNow:
+            self._later.append((claim, holder))
+            return
         self._starting.remove(claim.job_id)
         if log is None or holder != self.worker_id:
             self.work.set()

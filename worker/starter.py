@@ -1,13 +1,15 @@
 """From a claimed lane entry to a started attempt; or to the end of a job that must not start."""
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
 from common.dead_letters import UNREADABLE, Letter, letter_of
 from common.emitted import emitted_choices
-from common.endings import choose_end, end_idle, end_unreadable
+from common.endings import choose_end, end_idle, end_unreadable, num_losses
+from common.errors import HeadraceError
 from common.events import ErrorInfo, Started
 from common.job_store import Outcome, Snapshot
 from common.lanes import Claim
@@ -23,16 +25,30 @@ PROBE_S = 0.25
 """How long a start waits for the engine to say what it holds: that is news, not a condition."""
 
 
-class Starter:
-    """Starts jobs for one worker."""
+class NotNow(HeadraceError):
+    """The job must wait until another one that may cost this worker its life has ended."""
 
-    def __init__(self, backend: Backend, engine: Engine, max_losses: int) -> None:
+
+class Starter:
+    """Starts jobs for one worker.
+
+    ``may_risk`` says whether a job may start now that one more lost worker would end. Two of them
+    on one worker would share its fate, and the one that kills it would take the other one along.
+    """
+
+    def __init__(
+        self, backend: Backend, engine: Engine, max_losses: int, may_risk: Callable[[str], bool]
+    ) -> None:
         self._backend = backend
         self._engine = engine
         self._max_losses = max_losses
+        self._may_risk = may_risk
 
     async def start(self, claim: Claim, holder: str) -> AttemptLog | None:
-        """Start the job for ``holder``, or end and release it where it must not start."""
+        """Start the job for ``holder``, or end and release it where it must not start.
+
+        Raises ``NotNow`` for one that must wait.
+        """
         try:
             return await self._start_or_end(claim, holder)
         except msgspec.MsgspecError as error:
@@ -55,6 +71,8 @@ class Starter:
                 return None
             if await self._end_instead(snapshot, holder):
                 continue
+            if self._is_last_chance(snapshot, holder) and not self._may_risk(claim.job_id):
+                raise NotNow
             if log := await self._try(claim, snapshot, holder):
                 return log
 
@@ -75,6 +93,10 @@ class Starter:
         return AttemptLog(
             Grant(claim, snapshot, epoch, started.attempt, queue_s, holder, ids), started
         )
+
+    def _is_last_chance(self, snapshot: Snapshot, holder: str) -> bool:
+        losses = num_losses(snapshot.record, holder)
+        return 0 < losses == self._max_losses - 1
 
     async def _probe(self, snapshot: Snapshot, base: tuple[int, ...]) -> str:
         """Return what the engine holds of the prompt, "" where it does not say so in time."""

@@ -19,8 +19,11 @@ LIFE_S = 3600.0
 
 async def submit(redis: Redis, count: int) -> list[str]:
     """Accept jobs that no worker can claim yet; returns their IDs."""
-    store = JobStore(redis, Keys())
-    return [await _submit(store) for _ in range(count)]
+    store, model = JobStore(redis, Keys()), Keys().model(MODEL)
+    job_ids = [await _submit(store) for _ in range(count)]
+    # As if a worker held them: a gateway gives a job without any place one.
+    await redis.zadd(model.jobs, dict.fromkeys(job_ids, await _deadline_ms(redis)))
+    return job_ids
 
 
 async def _submit(store: JobStore) -> str:
@@ -31,10 +34,15 @@ async def _submit(store: JobStore) -> str:
     return job_id
 
 
+async def _deadline_ms(redis: Redis) -> int:
+    return int((await redis.time())[0] + LIFE_S) * 1000
+
+
 async def enqueue(redis: Redis, job_ids: list[str], seconds: float) -> None:
     """Give the jobs to the workers, spread over the time, so that they are out of step."""
     lanes = Lanes(redis, Keys(), MODEL)
-    deadline_ms = int((await redis.time())[0] + LIFE_S) * 1000
+    deadline_ms = await _deadline_ms(redis)
     for job_id in job_ids:
+        await redis.zrem(Keys().model(MODEL).jobs, job_id)
         await lanes.enqueue(job_id, TENANT, Priority.NORMAL, deadline_ms)
         await asyncio.sleep(seconds / len(job_ids))

@@ -139,7 +139,7 @@ async def _tell_of_lanes(fleet: Fleet) -> list[Any]:
     told += [await _lapses(lanes, worker_id) for worker_id in ("w1", "w2")]
     told += [await lanes.depths(), await lanes.unfinished(), await lanes.overdue(FAR_MS)]
     await lanes.settle("j4")
-    told += [await lanes.knows("j4"), await lanes.unfinished()]
+    told.append(await lanes.unfinished())
     told += await _tell_of_limits(lanes)
     told.append([worker.info for worker in await fleet.registry.workers()])
     return told

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.anyio
 LEASE_S = 1.0
 FOREVER_S = 60.0
 NUM_TOKENS = 60
+LONG = 300
 BLOCKED_S = 3
 
 
@@ -146,6 +148,33 @@ async def test_without_a_limit_it_kills_them_all(fleet: Fleet) -> None:
     await poison(fleet, max_losses=100)
     for worker in fleet.workers:
         assert await worker.wait() == 9
+
+
+async def poison_neighbours(fleet: Fleet, changes: str) -> list[str]:
+    """Run a poisonous job beside three others on one worker after the other; returns their ends."""
+    settings: dict[str, Any] = {"lease_s": LEASE_S, "max_losses": 3, "capacity": 8}
+    settings["changes"] = changes
+    await fleet.start(workers=1, **settings)
+    jobs = [await fleet.submit(f"Neighbour {number}", max_tokens=LONG) for number in range(3)]
+    jobs.append(await fleet.submit("Careful [exit][always]", max_tokens=NUM_TOKENS))
+    await fleet.start(gateways=0, workers=3, **settings)
+    async with within(60):
+        await asyncio.gather(*(fleet.follow(job_id) for job_id in jobs))
+    return [(await fleet.story(job_id)).end.kind for job_id in jobs]
+
+
+@pytest.mark.fault(5)
+@pytest.mark.faults
+async def test_a_poisonous_job_takes_no_neighbour_along(fleet: Fleet) -> None:
+    """Those that lost two workers beside it get their last chance without it."""
+    assert await poison_neighbours(fleet, "toxic") == ["completed"] * 3 + ["failed"]
+
+
+@pytest.mark.control(5)
+@pytest.mark.faults
+async def test_together_they_would_all_be_given_up(fleet: Fleet) -> None:
+    """The fault bites: every death counts against every job of that worker."""
+    assert await poison_neighbours(fleet, "toxic,reckless") == ["failed"] * 4
 
 
 @pytest.mark.fault(6)

@@ -46,6 +46,7 @@ async def waiting(lanes: Lanes) -> list[str]:
     return sorted(claim.job_id for claim in await lanes.claim("w1", 99))
 
 
+@pytest.mark.fault(11)
 async def test_a_job_without_a_place_gets_one(
     redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
 ) -> None:

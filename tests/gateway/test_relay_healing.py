@@ -56,6 +56,7 @@ async def reads(follower: Follower, num_events: int) -> None:
     await eventually(has_them)
 
 
+@pytest.mark.fault(11)
 async def test_an_answer_that_went_on_differently_is_told(
     relay: Relay, store: JobStore, redis: Redis, keys: Keys
 ) -> None:
@@ -122,6 +123,7 @@ async def is_watched(relay: Relay) -> bool:
     return relay.num_cursors > 0
 
 
+@pytest.mark.fault(11, 24)
 async def test_a_cursor_ahead_of_a_log_that_is_healed_waits(
     redis_url: str, keys: Keys, store: JobStore, redis: Redis
 ) -> None:
@@ -129,6 +131,7 @@ async def test_a_cursor_ahead_of_a_log_that_is_healed_waits(
     assert await open_ahead(redis_url, keys, store, redis) == 5
 
 
+@pytest.mark.control(11, 24)
 async def test_without_the_wait_it_is_refused(
     redis_url: str, keys: Keys, store: JobStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,8 @@ class SimulatedWorker:
         for claim in await self._runner._claim(holder, CAPACITY - self._runner.num_held):
             if self._runner._hold(claim):
                 await self._runner._begin(claim, holder)
+        for late in self._runner._due():
+            await self._runner._begin(*late)
 
     def generate(self, rng: random.Random, num_steps: int) -> None:
         """Make tokens of random requests."""

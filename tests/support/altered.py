@@ -76,6 +76,11 @@ def no_repeat_check() -> None:
     cut(job_store._APPEND, REPEAT_CHECK, "for i = 4, #ARGV do")
 
 
+def reckless() -> None:
+    """Start any job beside any other, however many workers it has cost."""
+    _replace(Runner, "_may_risk", lambda _runner, _job: True)
+
+
 def lease_in_loop() -> None:
     """Renew the lease from the event loop, as most job queues do."""
 
@@ -239,6 +244,7 @@ CHANGES: dict[str, Callable[[], None]] = {
     for change in (
         deaf_to_cancels, deaf_worker, hasty, hoards, hurries, impatient, lease_in_loop,
         no_fence, no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_sweep,
+        reckless,
         of_tomorrow, strict, toxic,
     )
 }  # fmt: skip

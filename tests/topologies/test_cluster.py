@@ -14,6 +14,7 @@ from tests.topologies.lives import expected_texts, outlive, outlive_a_worker
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.fault(20)
 async def test_a_fleet_on_a_cluster_outlives_workers_and_a_primary(
     cluster: Cluster, fleet_on: FleetOn, keys: Keys
 ) -> None:

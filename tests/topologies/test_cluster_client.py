@@ -154,6 +154,7 @@ async def _use(client: Redis, blocking: SyncRedis, name: str) -> list[Any]:
     return replies
 
 
+@pytest.mark.fault(20)
 async def test_a_slot_that_moves_is_followed(shared: Cluster) -> None:
     """While it moves (ASK) and afterwards (MOVED), with no command lost and none sent twice."""
     name = "traveller"

@@ -22,6 +22,7 @@ from tests.topologies.lives import (
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.fault(20)
 async def test_a_fleet_outlives_workers_and_the_primary(
     sentinels: SentinelSet, fleet_on: FleetOn
 ) -> None:
@@ -41,6 +42,7 @@ async def test_a_fleet_outlives_workers_and_the_primary(
         await fleet.check_at_rest()
 
 
+@pytest.mark.fault(20)
 @pytest.mark.faults
 async def test_a_tail_that_was_not_replicated_is_sent_again(
     sentinels: SentinelSet, fleet_on: FleetOn, keys: Keys

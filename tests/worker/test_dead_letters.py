@@ -31,6 +31,7 @@ async def poison(make_rig: MakeRig, backend: Backend, num_workers: int) -> str:
     return job_id
 
 
+@pytest.mark.fault(5)
 async def test_a_job_that_kills_its_workers_leaves_a_letter(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -71,6 +72,7 @@ async def test_a_lost_reply_makes_no_second_letter(
     assert len(await letters(redis, backend)) == 1
 
 
+@pytest.mark.fault(1, 5)
 async def test_a_worker_that_dies_before_the_letter_leaves_it_to_the_next(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:

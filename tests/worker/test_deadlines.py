@@ -25,6 +25,7 @@ async def make_older(redis: Redis, backend: Backend, job_id: str, seconds: int) 
     await redis.zadd(backend.keys.model(MODEL).jobs, {job_id: 1})
 
 
+@pytest.mark.fault(34)
 async def test_a_job_that_waited_too_long_ends_in_the_sweep(
     make_rig: MakeRig, redis: Redis, backend: Backend
 ) -> None:
@@ -65,6 +66,7 @@ async def test_a_job_that_started_in_time_has_all_its_time(
     assert await redis.hget(backend.keys.model(MODEL).owners, job_id) == TENANT.encode()  # type: ignore[misc]
 
 
+@pytest.mark.fault(34)
 async def test_a_job_that_runs_too_long_ends(make_rig: MakeRig, backend: Backend) -> None:
     """Its time begins with its first start; the end says so, with what there is of the answer."""
     await make_rig(engine=slow()).start()
@@ -76,6 +78,7 @@ async def test_a_job_that_runs_too_long_ends(make_rig: MakeRig, backend: Backend
     await at_rest(backend)
 
 
+@pytest.mark.fault(34)
 async def test_a_second_start_gives_no_more_time(make_rig: MakeRig, backend: Backend) -> None:
     """A job that loses its worker goes on under the deadline of its first start."""
     dead = await make_rig(engine=CutEngine(3)).start()
