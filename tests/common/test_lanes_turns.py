@@ -1,5 +1,6 @@
 """Whose turn it is: tenants by weight and within their slots, priorities by age."""
 
+import asyncio
 from collections import Counter
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.jobs import MODEL, make_worker
 pytestmark = pytest.mark.anyio
 
 FAR_MS = 2**42
-MANY = 10_000
+MANY, AT_ONCE = 10_000, 500
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +36,13 @@ async def enqueue(
     priority: Priority = Priority.NORMAL,
 ) -> list[str]:
     """Let so many jobs of a tenant wait; returns their IDs."""
-    jobs = [f"{tenant}{priority[0]}{number}" for number in range(count)]
-    for job_id in jobs:
-        assert await lanes.enqueue(job_id, tenant, priority, FAR_MS, limits=limits)
+    jobs = [f"{tenant}{priority[0]}{number:05}" for number in range(count)]
+    for first in range(0, count, AT_ONCE):
+        calls = [
+            lanes.enqueue(job_id, tenant, priority, FAR_MS, limits=limits)
+            for job_id in jobs[first : first + AT_ONCE]
+        ]
+        assert all(await asyncio.gather(*calls))
     return jobs
 
 
