@@ -78,6 +78,8 @@ class EventStream(Response):
             leaving.cancel()
             self._streams.remove(self)
             await self._relay.close(self._cursor)
+            # The callback leads back here: the stream would wait for a full garbage collection.
+            self._cursor.wake = self._signal.set
 
     async def _pump(self) -> bool:
         """Send until the terminal event (True), or until the stream must stop short (False)."""

@@ -1,6 +1,7 @@
 """One reader over SSE: live events, pings, leaving, stalling, draining."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -13,6 +14,7 @@ from common.connections import command_client
 from common.job_store import JobStore
 from common.keys import Keys
 from gateway.dialects import native_sse
+from gateway.event_stream import EventStream
 from gateway.relay import Relay
 from gateway.watch import Cursor
 from tests.gateway.conftest import MakeGateway
@@ -52,6 +54,29 @@ async def test_events_come_while_they_are_made(
         seen += [event async for event in events]
     assert [n for n, _ in seen] == list(range(6))
     check_is_log(seen, await log_of(store, job_id))
+
+
+async def test_an_ended_stream_leaves_nothing_to_the_collector(
+    client: httpx2.AsyncClient, player: Player
+) -> None:
+    """Full collections are rare: a stream that waited for one would keep its job's events."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with within():
+            for _ in range(5):
+                job_id = await submit(client)
+                attempt = await player.take(job_id)
+                async with client.sse(f"/v1/jobs/{job_id}/events") as source:
+                    events = numbered(source)
+                    await anext(events)
+                    await attempt.say("a")
+                    await attempt.end()
+                    assert [event async for event in events]
+        left = [each for each in gc.get_objects() if isinstance(each, EventStream)]
+        assert len(left) <= 1  # the clock of the streams may hold the one it saw last
+    finally:
+        gc.enable()
 
 
 async def test_the_headers_forbid_caches_and_buffers(
