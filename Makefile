@@ -5,6 +5,7 @@
 #   make test     lint, types, import contracts, all tests against a real Valkey
 #   make check    lint, types, import contracts
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
+#   make fuzz     HTTP and WebSocket doors under 500 new examples per test (FUZZ_EXAMPLES=n)
 #   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
 #   make install  .venv in the checkout
 
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check hunt bench clean
+.PHONY: install demo up test check hunt fuzz bench clean
 
 install: $(STAMP)
 
@@ -39,6 +40,10 @@ test: check
 
 hunt: $(STAMP)
 	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/simulation
+
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/pytest -q tests/gateway/test_fuzz_http.py \
+		tests/gateway/test_fuzz_websocket.py
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.relay

@@ -81,11 +81,20 @@ def _answer(answer: type | str | None, schemas: dict[Any, dict[str, Any]]) -> di
     if answer is None:
         return {"description": "There is nothing more to say."}
     if answer == EVENT_STREAM:
-        content = {EVENT_STREAM: {"schema": {"type": "string"}, "x-item-schema": schemas[Event]}}
+        content = {EVENT_STREAM: {"schema": _frame(schemas[Event])}}
         return {"description": _EVENT_NOTE, "content": content}
     if isinstance(answer, str):
         return {"description": "Text", "content": {answer: {"schema": {"type": "string"}}}}
     return {"description": "OK", "content": {"application/json": {"schema": schemas[answer]}}}
+
+
+def _frame(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one server-sent event, which is what 3.1's tools take it for."""
+    broken = {"type": "object", "required": ["type", "title", "detail"]}  # `event: problem`
+    content = {"anyOf": [event, broken]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    fields = {"id": {"type": "string"}, "event": {"type": "string"}, "data": data}
+    return {"type": "object", "properties": fields}
 
 
 def _parameters(door: Door) -> list[dict[str, Any]]:

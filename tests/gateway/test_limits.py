@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway import limits
-from gateway.limits import MAX_HEAD, MAX_HEADERS, MAX_LINE, Limits
+from gateway.limits import MAX_HEAD, MAX_HEADERS, MAX_LINE
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.player import Player
 from tests.gateway.raw import request, wire_to
@@ -308,11 +308,3 @@ async def test_an_answer_that_nobody_reads_is_dropped(
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-
-
-def test_the_defaults_are_the_settings() -> None:
-    """One number, said twice."""
-    from common.settings import Settings  # noqa: PLC0415
-
-    settings = Settings()
-    assert Limits() == Limits(settings.max_sockets, settings.request_timeout_s)

@@ -15,13 +15,18 @@ BROKEN = Failed(FinishReason.ERROR)
 
 
 def make_job(
-    job_id: str = "", *, fingerprint: str = "f", incarnation: str = "i", deadline_s: float = 60.0
+    job_id: str = "",
+    *,
+    fingerprint: str = "f",
+    incarnation: str = "i",
+    deadline_s: float = 60.0,
+    tenant: str = TENANT,
 ) -> NewJob:
     """Return a job to submit, with an ID of its own unless one is given."""
     spec = JobSpec(model=MODEL, max_tokens=8, prompt="Once", deadline_s=deadline_s)
     return NewJob(
         id=job_id or random_job_id(),
-        tenant=TENANT,
+        tenant=tenant,
         spec=spec,
         fingerprint=fingerprint,
         incarnation=incarnation,
