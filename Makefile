@@ -6,6 +6,7 @@
 #   make check    lint, types, import contracts
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
 #   make fuzz     HTTP and WebSocket doors under 500 new examples per test (FUZZ_EXAMPLES=n)
+#   make conformance  the public suite of Durable Streams against /v1/streams (needs Node.js 20)
 #   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
 #   make install  .venv in the checkout
 
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check hunt fuzz bench clean
+.PHONY: install demo up test check hunt fuzz conformance bench clean
 
 install: $(STAMP)
 
@@ -44,6 +45,9 @@ hunt: $(STAMP)
 fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/pytest -q tests/gateway/test_fuzz_http.py \
 		tests/gateway/test_fuzz_websocket.py
+
+conformance: $(STAMP)
+	@$(BIN)/python -m tests.conformance
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.relay
