@@ -8,6 +8,8 @@
 #   make hunt     2,000 seeds of the simulation (SEEDS=n, FIRST_SEED=n); `make test` runs 50
 #   make kill-table   every fault on a real fleet under load, into docs/reliability.md
 #   make soak     half an hour of load with a fault a minute: does anything grow?
+#   make fuzz     HTTP and WebSocket doors under 500 new examples per test (FUZZ_EXAMPLES=n)
+#   make conformance  the public suite of Durable Streams against /v1/streams (needs Node.js 20)
 #   make bench    the relay benchmark; the others are `python -m bench.engine`, … (bench/README.md)
 #   make install  .venv in the checkout
 
@@ -17,7 +19,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo up test check faults hunt bench kill-table soak clean
+.PHONY: install demo up test check faults hunt fuzz conformance bench kill-table soak clean
 
 install: $(STAMP)
 
@@ -45,6 +47,13 @@ faults: $(STAMP)
 
 hunt: $(STAMP)
 	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/simulation
+
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/pytest -q tests/gateway/test_fuzz_http.py \
+		tests/gateway/test_fuzz_websocket.py
+
+conformance: $(STAMP)
+	@$(BIN)/python -m tests.conformance
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.relay

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     )
     resync_s: Seconds = Field(3, description="idle streams are compared with the log this often")
     max_streams: Count = Field(10_000, description="open streams per gateway, above it 503")
+    max_sockets: Count = Field(20_000, description="open connections per gateway, above it 503")
+    request_timeout_s: Seconds = Field(
+        60, description="a request that has not arrived after this is refused"
+    )
     gateway_drain_s: Seconds = Field(5, description="time for streams to close on SIGTERM")
 
     model: str = Field(

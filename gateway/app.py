@@ -47,11 +47,22 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
                 "Authorization",
                 "Content-Type",
                 "Idempotency-Key",
+                "If-None-Match",
                 "Last-Event-ID",
                 "X-Api-Key",
                 "X-Request-Id",
             ],
-            expose_headers=["Location", "Retry-After", "X-Job-Id", "X-Request-Id"],
+            expose_headers=[
+                "ETag",
+                "Location",
+                "Retry-After",
+                "Stream-Closed",
+                "Stream-Cursor",
+                "Stream-Next-Offset",
+                "Stream-Up-To-Date",
+                "X-Job-Id",
+                "X-Request-Id",
+            ],
         )
     return OriginGuard(app, origins, loopback_only=is_loopback_name(settings.host))
 

@@ -6,6 +6,8 @@ the reader's task. The task does everything else: what piled up, pings, the end.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -21,11 +23,45 @@ from gateway.watch import Cursor, Signal
 RETRY_MS = 1_000
 CLOSE_S = 5.0
 
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-]
+
+class Framing(ABC):
+    """How one kind of stream is written."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+
+    @abstractmethod
+    def opening(self, cursor: Cursor) -> bytes:
+        """Return the first bytes: headers leave the server at once, a reader sees life."""
+
+    @abstractmethod
+    def take(self, cursor: Cursor) -> bytes:
+        """Return what is new, and move past it; raises what the cursor raises."""
+
+    @abstractmethod
+    def broken(self, problem: Problem) -> bytes:
+        """Return the last words of a stream that cannot go on."""
+
+
+class NativeFraming(Framing):
+    """The native dialect."""
+
+    headers = (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    )
+
+    def opening(self, _cursor: Cursor) -> bytes:  # noqa: D102 - as in the base
+        return native_sse.opening(RETRY_MS)
+
+    def take(self, cursor: Cursor) -> bytes:  # noqa: D102 - as in the base
+        return b"".join(cursor.take(native_sse.frame))
+
+    def broken(self, problem: Problem) -> bytes:  # noqa: D102 - as in the base
+        return native_sse.broken(problem)
+
+
+NATIVE = NativeFraming()
 
 
 async def open_stream(services: Services, tenant: str, job_id: str, after: int) -> Response:
@@ -39,18 +75,21 @@ async def open_stream(services: Services, tenant: str, job_id: str, after: int) 
     if cursor.is_done:
         await services.relay.close(cursor)
         return Response(status_code=204, headers={"X-Job-Id": job_id})
-    return EventStream(services.relay, services.streams, cursor, signal)
+    return EventStream(services.relay, services.streams, cursor, signal, NATIVE)
 
 
 class EventStream(Response):
     """One reader of one job. Ends cleanly only after the terminal event."""
 
-    def __init__(self, relay: Relay, streams: Streams, cursor: Cursor, signal: Signal) -> None:
+    def __init__(
+        self, relay: Relay, streams: Streams, cursor: Cursor, signal: Signal, framing: Framing
+    ) -> None:
         self.sent_at = time.monotonic()
         self.sending_since = 0.0
         self._relay = relay
         self._streams = streams
         self._cursor = cursor
+        self._framing = framing
         self._signal = signal  # set by the cursor, the clock, and the reader's leaving
         self._ping_due = False
         self._left = False  # the reader is gone
@@ -65,9 +104,9 @@ class EventStream(Response):
         leaving = asyncio.create_task(self._watch_reader(receive))
         self._streams.add(self)
         try:
-            headers = [*_HEADERS, (b"x-job-id", self._cursor.watch.job_id.encode())]
+            headers = [*self._framing.headers, (b"x-job-id", self._cursor.watch.job_id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._write(native_sse.opening(RETRY_MS))
+            await self._write(self._framing.opening(self._cursor))
             self._cursor.wake = self._on_news
             finished = await self._pump()
             if finished:
@@ -85,8 +124,8 @@ class EventStream(Response):
         """Send until the terminal event (True), or until the stream must stop short (False)."""
         try:
             while not (self._left or self._draining):
-                if frames := self._cursor.take(native_sse.frame):
-                    await self._write(b"".join(frames))
+                if frames := self._framing.take(self._cursor):
+                    await self._write(frames)
                 if self._cursor.is_done:
                     return True
                 if self._ping_due:
@@ -94,7 +133,7 @@ class EventStream(Response):
                 if not self._cursor.has_news:
                     await self._signal.wait()
         except Problem as problem:
-            await self._write(native_sse.broken(problem))
+            await self._write(self._framing.broken(problem))
         if self._draining:
             await self._write(native_sse.RECONNECT)
         return False
@@ -104,8 +143,8 @@ class EventStream(Response):
         connection, cursor = self._connection, self._cursor
         is_smooth = self._signal.is_awaited and cursor.watch.failure is None
         if is_smooth and connection and connection.is_writable:
-            if frames := cursor.take(native_sse.frame):
-                connection.write(b"".join(frames))
+            if frames := self._framing.take(cursor):
+                connection.write(frames)
                 self.sent_at = time.monotonic()
             if not cursor.is_done:
                 return

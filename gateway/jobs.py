@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import time
 
 import msgspec
@@ -27,6 +26,7 @@ from gateway.relay import is_overdue, job_not_found
 from gateway.replies import json_response
 from gateway.schemas import JobRequest, LinkView
 from gateway.services import Services, caller_of, services_of, tenant_of
+from gateway.streams import Hold
 from gateway.submission import accept
 from gateway.views import events_url, job_url, job_view, rfc3339
 from gateway.watch import Signal
@@ -101,7 +101,7 @@ async def _snapshot(services: Services, tenant: str, job_id: str) -> Snapshot:
 async def _wait_for_end(services: Services, tenant: str, job_id: str, wait_s: float) -> None:
     signal = Signal()
     cursor = await services.relay.open(tenant, job_id, 0, signal.set)
-    hold = _Hold(signal)
+    hold = Hold(signal.set)
     services.streams.add(hold)
     try:
         async with asyncio.timeout(wait_s):
@@ -114,19 +114,3 @@ async def _wait_for_end(services: Services, tenant: str, job_id: str, wait_s: fl
     finally:
         services.streams.remove(hold)
         await services.relay.close(cursor)
-
-
-class _Hold:
-    """An answer that is held back, as the gateway's clock sees it: only a drain concerns it."""
-
-    sent_at = math.inf
-    sending_since = 0.0
-
-    def __init__(self, signal: Signal) -> None:
-        self.drain = signal.set
-
-    def ping(self) -> None:
-        pass
-
-    def cut(self) -> None:
-        pass

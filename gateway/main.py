@@ -27,6 +27,7 @@ from gateway.app import create_app
 from gateway.caretaker import Caretaker
 from gateway.doorbell import Doorbell
 from gateway.identity import Doorkeeper
+from gateway.limits import LimitedConfig, Limits, cut_stalled_peers, raise_file_limit
 from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.origin import is_loopback_name
@@ -39,6 +40,7 @@ from gateway.streams import Streams
 _log = structlog.get_logger()
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 5  # between two requests
 
 
 def serve(settings: Settings) -> int:
@@ -152,6 +154,8 @@ class Gateway:
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until a signal; a background task that dies takes the process with it, loudly."""
+        # The streams' own clock is faster, and says so.
+        cut_stalled_peers(listener, 2 * self._settings.write_timeout_s)
         services = self._services()
         background = asyncio.gather(
             self._relay.run(),
@@ -191,8 +195,9 @@ class Gateway:
 
     def _config(self, services: Services) -> uvicorn.Config:
         settings = self._settings
-        return uvicorn.Config(
+        return LimitedConfig(
             create_app(services),
+            Limits(raise_file_limit(settings.max_sockets), settings.request_timeout_s),
             http=CuttableProtocol,
             ws=CuttableWebSocketProtocol,
             ws_per_message_deflate=False,  # costs 300 KB a socket and CPU per token
@@ -201,6 +206,7 @@ class Gateway:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(settings.gateway_drain_s) or 1,
         )
 

@@ -14,6 +14,7 @@ _EVENT_NOTE = (
     "The stream ends cleanly only after `completed`, `failed`, `cancelled` or `expired`."
 )
 
+_BROKEN = {"type": "object", "required": ["type", "title", "detail"]}  # `event: problem`
 _KEY_SCHEME = {
     "type": "http",
     "scheme": "bearer",
@@ -51,10 +52,9 @@ def template(path: str) -> str:
 def _types() -> list[Any]:
     found: list[Any] = [Event, ProblemView]
     for door in DOORS:
-        found += [answer for answer in door.answers.values() if isinstance(answer, type)]
-        if door.body is not None:
-            found.append(door.body)
-    return list(dict.fromkeys(found))
+        found += [answer for answer in door.answers.values() if not isinstance(answer, str)]
+        found += [door.body, door.frames]
+    return [type_ for type_ in dict.fromkeys(found) if type_ is not None]
 
 
 def _operation(door: Door, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
@@ -63,6 +63,9 @@ def _operation(door: Door, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]
         "summary": door.summary,
         "responses": {str(s): _answer(a, schemas) for s, a in door.answers.items()},
     }
+    if door.frames is not None:
+        content = operation["responses"]["200"]["content"]
+        content[EVENT_STREAM] = {"schema": _frame(schemas[door.frames])}
     if door.scope is not None:
         operation["security"] = [{"key": []}, {}]
     for status in (*door.problems, *((401, 403) if door.scope is not None else ())):
@@ -77,15 +80,22 @@ def _operation(door: Door, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]
     return operation
 
 
-def _answer(answer: type | str | None, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _answer(answer: Any, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     if answer is None:
         return {"description": "There is nothing more to say."}
     if answer == EVENT_STREAM:
-        content = {EVENT_STREAM: {"schema": {"type": "string"}, "x-item-schema": schemas[Event]}}
+        content = {EVENT_STREAM: {"schema": _frame({"anyOf": [schemas[Event], _BROKEN]})}}
         return {"description": _EVENT_NOTE, "content": content}
     if isinstance(answer, str):
         return {"description": "Text", "content": {answer: {"schema": {"type": "string"}}}}
     return {"description": "OK", "content": {"application/json": {"schema": schemas[answer]}}}
+
+
+def _frame(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one server-sent event, which is what 3.1's tools take it for."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    fields = {"id": {"type": "string"}, "event": {"type": "string"}, "data": data}
+    return {"type": "object", "properties": fields}
 
 
 def _parameters(door: Door) -> list[dict[str, Any]]:

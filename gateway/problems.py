@@ -34,7 +34,11 @@ def problem_response(request: Request, problem: Problem) -> Response:
         instance=request.url.path,
         request_id=request.scope.get("request_id", ""),
     )
-    headers = {"Cache-Control": "no-store", **problem.headers}
+    headers = {
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        **problem.headers,
+    }
     if problem.status == UNAUTHENTICATED:
         headers["WWW-Authenticate"] = 'Bearer realm="headrace"'
     if problem.retry_after_s is not None:

@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.protocol import State
+
+from gateway.limits import LimitedProtocol
+from gateway.socket_limits import LimitedWebSocketProtocol
 
 _EXTENSION = "headrace.connection"
 
@@ -80,7 +82,7 @@ class SocketConnection(Connection):
         self._transport.write(b"".join(self._conn.data_to_send()))
 
 
-class CuttableProtocol(HttpToolsProtocol):
+class CuttableProtocol(LimitedProtocol):
     """Puts the :class:`Connection` into the scope of every request."""
 
     def on_message_begin(self) -> None:  # noqa: D102 - httptools' callback
@@ -89,7 +91,7 @@ class CuttableProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {_EXTENSION: {"connection": connection}}
 
 
-class CuttableWebSocketProtocol(WebSocketsSansIOProtocol):
+class CuttableWebSocketProtocol(LimitedWebSocketProtocol):
     """Puts the :class:`Connection` into the scope of every WebSocket."""
 
     def handle_connect(self, event: Request) -> None:  # noqa: D102 - uvicorn's callback

@@ -26,12 +26,17 @@ def bad_request(type_: str, detail: str) -> Problem:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """Return the body; raises ``Problem`` above ``limit`` bytes without reading on."""
+    declared = request.headers.get("content-length", "0")
+    too_large = Problem(
+        413, "body-too-large", f"The body is larger than {limit} bytes; send a shorter prompt."
+    )
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise too_large
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            detail = f"The body is larger than {limit} bytes; send a shorter prompt."
-            raise Problem(413, "body-too-large", detail)
+            raise too_large
     return bytes(body)
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from common.api_keys import Scope
-from gateway import events, fleet, jobs, listing, prompts, schemas
+from common.events import Event
+from gateway import durable_streams, events, fleet, jobs, listing, prompts, schemas
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -26,6 +28,8 @@ class Parameter:
 class Door:
     """One method of one path. ``answers`` maps a status to its type, None for no body.
 
+    ``frames`` says that ``200`` may also be a stream, of server-sent events with this JSON in them.
+
     ``scope`` is what the caller's key must allow, None where no key is asked for. A door that takes
     a link lets in who has one for the path's job.
     """
@@ -34,12 +38,13 @@ class Door:
     path: str
     endpoint: Endpoint
     summary: str
-    answers: Mapping[int, type | str | None]
+    answers: Mapping[int, Any]
     body: type | None = None
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[int, ...] = field(default=(400, 503))
     scope: Scope | None = Scope.READ
     takes_link: bool = False
+    frames: Any = None
 
 
 EVENT_STREAM = "text/event-stream"
@@ -79,6 +84,16 @@ _TTL = Parameter(
     "Seconds for which the link opens a stream.",
 )  # fmt: skip
 _MODEL = Parameter("model", "query", _STRING, "The prompt's model; without it the default model.")
+_OFFSET = Parameter(
+    "offset", "query", {"type": "string", "pattern": "^(-1|now|[0-9]{16})$", "default": "-1"},
+    "`Stream-Next-Offset` of the answer before, `-1` for the beginning, `now` for the end.",
+)  # fmt: skip
+_LIVE = Parameter(
+    "live", "query", {"type": "string", "enum": ["long-poll", "sse"]},
+    "Wait for what comes next, for one answer or as a stream; needs an `offset`.",
+)  # fmt: skip
+_STREAM_CURSOR = Parameter("cursor", "query", _STRING, "`Stream-Cursor` of the answer before.")
+_IF_NONE_MATCH = Parameter("If-None-Match", "header", _STRING, "`ETag` of an earlier answer.")
 _CURSOR = Parameter("cursor", "query", _STRING, "`next_cursor` of the page before.")
 
 DOORS = (
@@ -96,6 +111,11 @@ DOORS = (
     Door("GET", "/v1/jobs/{job_id}/events", events.follow, "Follow a job's events",
          {200: EVENT_STREAM, 204: None}, None, (_AFTER, _LAST_EVENT_ID, _LINK),
          (400, 404, 409, 503), takes_link=True),
+    Door("GET", "/v1/streams/{job_id}", durable_streams.read,
+         "Read a job's events as a Durable Stream; HEAD tells where it ends",
+         {200: list[Event], 204: None, 304: None}, None,
+         (_OFFSET, _LIVE, _STREAM_CURSOR, _IF_NONE_MATCH, _LINK), (400, 404, 409, 503),
+         takes_link=True, frames=list[Event] | schemas.StreamControl),
     Door("GET", "/v1/prompts/{prompt_id:path}", prompts.show_prompt, "Read a prompt ID",
          {200: schemas.PromptView}, None, (_MODEL,), (404, 503)),
     Door("DELETE", "/v1/prompts/{prompt_id:path}", prompts.forget_prompt, "Forget a prompt ID",

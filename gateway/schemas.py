@@ -233,6 +233,15 @@ class PromptView(msgspec.Struct, frozen=True):
     expires_at: str
 
 
+class StreamControl(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Where a reader of a Durable Stream stands; follows every ``data`` event."""
+
+    stream_next_offset: str
+    stream_cursor: str | None = None
+    up_to_date: bool = False
+    stream_closed: bool = False
+
+
 class Health(msgspec.Struct, frozen=True):
     """The process answers."""
 

@@ -4,7 +4,9 @@ One clock for all of them: a timer per stream and frame would cost more than the
 """
 
 import asyncio
+import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from common.errors import Problem
@@ -29,6 +31,22 @@ class Stream(Protocol):
     def drain(self) -> None:
         """End soon, without a terminal event: the reader will resume elsewhere."""
         ...
+
+
+class Hold:
+    """An answer that is held back, as the clock sees it: only a drain concerns it."""
+
+    sent_at = math.inf
+    sending_since = 0.0
+
+    def __init__(self, on_drain: Callable[[], None]) -> None:
+        self.drain = on_drain
+
+    def ping(self) -> None:
+        """Do nothing: there is no stream yet."""
+
+    def cut(self) -> None:
+        """Do nothing: nothing is being sent."""
 
 
 class Streams:

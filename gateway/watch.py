@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from common.errors import Problem
 from common.events import Event
 from gateway.transcript import Transcript, merged
 
 Dialect = Callable[[str, int, Event], bytes]
+BatchDialect = Callable[[Sequence[Event]], bytes]
 
 
 class Watch:
@@ -23,6 +24,7 @@ class Watch:
         self.heard_at = time.monotonic()  # when an event was last taken
         self.failure: Problem | None = None  # the job cannot be followed any further
         self._frames: dict[Dialect, tuple[int, int, list[bytes]]] = {}
+        self._batches: dict[BatchDialect, tuple[int, int, bytes]] = {}
 
     def notify(self) -> None:
         """Wake every cursor: there are new events, or a failure."""
@@ -47,6 +49,14 @@ class Watch:
         ]
         self._frames[dialect] = (start, end, frames)
         return frames
+
+    def batch(self, dialect: BatchDialect, start: int, end: int) -> bytes:
+        """Return the events ``start`` … ``end - 1`` in one piece, none of them merged."""
+        kept = self._batches.get(dialect)
+        if kept is None or kept[:2] != (start, end):
+            kept = (start, end, dialect(self.transcript.events[start:end]))
+            self._batches[dialect] = kept
+        return kept[2]
 
 
 class Cursor:
@@ -77,6 +87,17 @@ class Cursor:
         frames = self.watch.frames(dialect, self.position)
         self.position = len(self.watch.transcript)
         return frames
+
+    def take_batch(self, dialect: BatchDialect, limit: int) -> bytes:
+        """Return up to ``limit`` new events in one piece, as ``take`` does; empty without any."""
+        end = min(len(self.watch.transcript), self.position + limit)
+        if self.position == end:
+            if self.watch.failure is not None:
+                raise self.watch.failure
+            return b""
+        batch = self.watch.batch(dialect, self.position, end)
+        self.position = end
+        return batch
 
 
 class Signal:

@@ -166,7 +166,8 @@ async def test_real_answers_are_as_it_says(
     async with client.sse(f"/v1/jobs/{job_id}/events") as source:
         async for item in source:
             if item.data:
-                event = answers["200"]["content"][EVENT_STREAM]["x-item-schema"]
+                frame = answers["200"]["content"][EVENT_STREAM]["schema"]
+                event = frame["properties"]["data"]["contentSchema"]["anyOf"][0]
                 check_schema(msgspec.json.decode(item.data), event, document)
 
 
