@@ -21,8 +21,8 @@ async def submit(redis: Redis, count: int) -> list[str]:
     """Accept jobs that no worker can claim yet; returns their IDs."""
     store, model = JobStore(redis, Keys()), Keys().model(MODEL)
     job_ids = [await _submit(store) for _ in range(count)]
-    # As if a worker held them: a gateway gives a job without any place one.
-    await redis.zadd(model.jobs, dict.fromkeys(job_ids, await _deadline_ms(redis)))
+    for job_id in job_ids:  # as if a worker held them: a gateway gives a job without a place one
+        await redis.zadd(model.jobs, {job_id: await _deadline_ms(redis)})
     return job_ids
 
 
