@@ -50,7 +50,7 @@ def _faults(group: Group, first: int, *names: str) -> tuple[Fault, ...]:
 _WITHOUT_TEST = {
     20: "a client that asks nobody where to go cannot even start on these servers",
     36: "webhooks come with the control process, which is not there yet",
-    41: "`make conformance` runs it outside of pytest, because it needs Node.js: docs/conformance.md",
+    41: "`make conformance` runs it, outside of pytest because of Node.js: docs/conformance.md",
 }
 
 _NAMES = (
