@@ -1,5 +1,6 @@
 """What must hold of every job, whatever died meanwhile. Shared by all tests of the whole stack."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -27,7 +28,7 @@ Seen = Sequence[tuple[int, Event]]
 UNDISTURBED = "accepted started tokens completed"
 TAKEN_OVER = "accepted started tokens retrying started tokens completed"
 
-_STAYS = (b":workers", b":sweeper")
+_STAYS = re.compile(rb".*:(workers|sweeper|dead|clock:.+|bucket:.+)")
 
 
 class Answer:
@@ -152,7 +153,7 @@ async def check_at_rest(redis: Redis, keys: Keys) -> None:
 
     async def unsettled() -> list[bytes]:
         found = await find_keys(redis, f"{keys.prefix}:{{m:")
-        return [key for key in found if not key.endswith(_STAYS)]
+        return [key for key in found if not _STAYS.fullmatch(key)]
 
     async def is_settled() -> bool:
         return not await unsettled()
