@@ -187,8 +187,8 @@ def _answers(client: Redis) -> bool:
 def free_port() -> int:
     """Return a loopback port that nobody listens on.
 
-    It is below those that the system gives to outgoing connections: one of them could take it before
-    the server does.
+    It is below those that the system gives to outgoing connections: one of them could take it
+    before the server does.
     """
     while True:
         port = random.randint(*_SERVER_PORTS)
