@@ -46,8 +46,9 @@ class ClusterRedis(Redis):
         return _ClusterPipeline(self, self._nodes, transaction=transaction)
 
     async def primaries(self) -> list[Redis]:
-        """Return a client of every node that takes writes."""
-        return [self._nodes.client(address) for address in (await self._nodes.map()).primaries]
+        """Return a client of every node that takes writes now."""
+        known = await self._nodes.map(anew=True)
+        return [self._nodes.client(address) for address in known.primaries]
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""

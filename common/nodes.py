@@ -53,8 +53,9 @@ class Nodes:
             self._clients[address] = self._make(address)
         return self._clients[address]
 
-    async def map(self) -> SlotMap:
+    async def map(self, *, anew: bool = False) -> SlotMap:
         """Return who owns what; raises ``ConnectionError`` where no node knows."""
+        self._is_doubtful |= anew
         if self._is_doubtful:
             async with self._lock:
                 if self._is_doubtful:

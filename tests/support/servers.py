@@ -1,6 +1,7 @@
 """The real servers that the tests run on, each with our own flags."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +23,7 @@ START_S = 20.0
 STOP_S = 20.0
 
 _POLL_S = 0.01
+_SERVER_PORTS = (15_000, 32_000)
 _FLAGS = [
     *("--bind", "127.0.0.1"),
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
@@ -182,7 +185,13 @@ def _answers(client: Redis) -> bool:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that nobody listens on.
+
+    It is below those that the system gives to outgoing connections: one of them could take it
+    before the server does.
+    """
+    while True:
+        port = random.randint(*_SERVER_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

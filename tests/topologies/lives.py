@@ -36,8 +36,8 @@ async def outlive(fleet: Fleet, texts: list[str], strike: Callable[[str], None])
         for reader in readers:
             group.create_task(reader.read(fleet.urls[0]))
         await readers[0].has(15)
+        assert not readers[0].is_done, "the fault comes too late to bite"
         await asyncio.to_thread(strike, jobs[0])
-        assert not readers[0].is_done, "the fault came too late to bite"
 
     async def answers() -> bool:  # to us, who have not asked since before the fault
         try:
