@@ -11,13 +11,13 @@ from redis import Redis as SyncRedis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterParser
 
-from common.blocking import blocking_client
-from common.careful import CAREFUL, UNAVAILABLE, WritesRefused
-from common.cluster import ClusterRedis
-from common.nodes import AnyNode, NodePool, Nodes
-from common.roaming import ROAMING
-from common.sentinel import Sentinels
-from common.server_url import Address, ServerUrl, Topology, Transport, read_url
+from common.topology.blocking import blocking_client
+from common.topology.careful import CAREFUL, UNAVAILABLE, WritesRefused
+from common.topology.cluster import ClusterRedis
+from common.topology.nodes import AnyNode, NodePool, Nodes
+from common.topology.roaming import ROAMING
+from common.topology.sentinel import Sentinels
+from common.topology.server_url import Address, ServerUrl, Topology, Transport, read_url
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import StartupFailed
-from common.server_url import WrongUrl, read_url
+from common.topology.server_url import WrongUrl, read_url
 
 ENV_PREFIX = "HEADRACE_"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"

@@ -11,9 +11,9 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from common import connections
-from common.careful import Careful
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
 from common.keys import Keys
+from common.topology.careful import Careful
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.servers import Server
 from tests.support.waiting import within

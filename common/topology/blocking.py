@@ -10,9 +10,9 @@ from redis.client import Pipeline
 from redis.cluster import ClusterParser
 from redis.sentinel import Sentinel
 
-from common.careful import UNAVAILABLE
-from common.server_url import Address, ServerUrl, Topology, Transport
-from common.slots import FIRST_SLOT, SlotMap, read_slot_map, slot_of, slots_of
+from common.topology.careful import UNAVAILABLE
+from common.topology.server_url import Address, ServerUrl, Topology, Transport
+from common.topology.slots import FIRST_SLOT, SlotMap, read_slot_map, slot_of, slots_of
 
 SENTINEL_ASK_S = 1.0
 MAX_REDIRECTS = 5
@@ -54,7 +54,7 @@ def _primary_client(server: ServerUrl, options: dict[str, Any]) -> Redis:
 
 
 class BlockingCluster(Redis):
-    """The blocking client of a cluster: a router, as ``common.cluster`` is."""
+    """The blocking client of a cluster: a router, as ``common.topology.cluster`` is."""
 
     def __init__(self, server: ServerUrl, options: dict[str, Any]) -> None:
         self._transport = server.transport

@@ -8,9 +8,9 @@ from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.connection import AbstractConnection
 
-from common.careful import UNAVAILABLE
-from common.server_url import Address
-from common.slots import SlotMap, read_slot_map
+from common.topology.careful import UNAVAILABLE
+from common.topology.server_url import Address
+from common.topology.slots import SlotMap, read_slot_map
 
 ASK_S = 1.0
 MAX_REDIRECTS = 5

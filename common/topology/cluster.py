@@ -16,10 +16,10 @@ from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import CommandStackT, CommandT, Pipeline
 
-from common.careful import UNAVAILABLE
-from common.nodes import REDIRECTIONS, AnyNode, Nodes, Unreached
-from common.server_url import Address
-from common.slots import FIRST_SLOT, slot_of, slots_of
+from common.topology.careful import UNAVAILABLE
+from common.topology.nodes import REDIRECTIONS, AnyNode, Nodes, Unreached
+from common.topology.server_url import Address
+from common.topology.slots import FIRST_SLOT, slot_of, slots_of
 
 
 class ClusterRedis(Redis):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 
-from common.careful import UNAVAILABLE
-from common.roaming import Herd, RoamingTcp
-from common.sentinel import known_primary
-from common.server_url import Address
+from common.topology.careful import UNAVAILABLE
+from common.topology.roaming import Herd, RoamingTcp
+from common.topology.sentinel import known_primary
+from common.topology.server_url import Address
 from tests.support.servers import STARTABLE, Server
 from tests.support.topologies import ask, is_synced, until
 from tests.support.waiting import within

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.server_url import ServerUrl, Topology, Transport, WrongUrl, read_url
+from common.topology.server_url import ServerUrl, Topology, Transport, WrongUrl, read_url
 
 LOGIN = {"username": "me", "password": "p@ss/?"}
 SECRET = "me:p%40ss%2F%3F@"

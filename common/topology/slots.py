@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.crc import key_slot
 
-from common.server_url import Address
+from common.topology.server_url import Address
 
 _KEYLESS = frozenset(
     {"ASKING", "CLIENT", "CLUSTER", "CONFIG", "INFO", "PING", "PUBLISH", "SCRIPT", "TIME"}

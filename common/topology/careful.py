@@ -9,7 +9,7 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 
-from common.server_url import Transport
+from common.topology.server_url import Transport
 
 
 class WritesRefused(exceptions.ResponseError):

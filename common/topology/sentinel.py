@@ -10,9 +10,9 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio import Connection, Redis
 
-from common.careful import UNAVAILABLE
-from common.roaming import Herd
-from common.server_url import Address, ServerUrl, Transport
+from common.topology.careful import UNAVAILABLE
+from common.topology.roaming import Herd
+from common.topology.server_url import Address, ServerUrl, Transport
 
 ASK_S = 1.0
 

@@ -3,7 +3,7 @@
 import pytest
 from redis.crc import key_slot
 
-from common.slots import FIRST_SLOT, Range, SlotMap, read_slot_map, slot_of, slots_of
+from common.topology.slots import FIRST_SLOT, Range, SlotMap, read_slot_map, slot_of, slots_of
 
 A, B, C, REPLICA = ("a", 1), ("b", 2), ("c", 3), ("r", 4)
 

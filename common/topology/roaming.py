@@ -6,8 +6,8 @@ from weakref import WeakSet
 from redis import exceptions
 from redis.asyncio import Connection
 
-from common.careful import CarefulTcp, CarefulTls
-from common.server_url import Address, Transport
+from common.topology.careful import CarefulTcp, CarefulTls
+from common.topology.server_url import Address, Transport
 
 SILENCE_S = 10.0
 """A subscription that hears nothing for so long asks whether it is still in the right place."""

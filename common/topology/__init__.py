@@ -1,0 +1,1 @@
+"""Where Redis is: one server, a primary with sentinels, or the nodes of a cluster."""
