@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from common import roaming
 from common.connections import UNAVAILABLE, command_client, pubsub_client
 from common.keys import Keys
+from common.topology import roaming
 from tests.support.fleet import NUM_TOKENS
 from tests.support.topologies import SentinelSet, ask, is_synced, until
 from tests.support.waiting import within
