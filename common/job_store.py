@@ -141,6 +141,7 @@ class JobStore:
         keys = self._keys.job(job.id)
         fields: dict[str, bytes | str | int] = {
             "tenant": job.tenant,
+            "model": job.spec.model,
             "incarnation": job.incarnation,
             "spec": encode_spec(job.spec),
             "retention_ms": round(job.retention_s * 1000),

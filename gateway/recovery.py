@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 LEASE_MS = 60_000  # a gateway that dies in the middle is followed by another one
 DONE_MS = 7 * 86_400_000
-_PAGE = 500
+_PAGE = 50  # while the answers are parsed, no stream moves
 _DONE = b"done"
 _ACTIVE = frozenset(state.encode() for state in ACTIVE)
 
@@ -79,23 +79,22 @@ class Recovery:
     async def _mend(self, names: Sequence[str]) -> int:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
-                pipeline.hget(name, "state")
-            states = await pipeline.execute()
-        jobs = [
-            self._keys.job_of_record(name)
-            for name, state in zip(names, states, strict=True)
-            if state in _ACTIVE
+                pipeline.hmget(name, ["state", "model"])
+            found = await pipeline.execute()
+        active = [
+            (self._keys.job_of_record(name), model.decode())
+            for name, (state, model) in zip(names, found, strict=True)
+            if state in _ACTIVE and model is not None
         ]
-        records = await self._store.records(jobs) if jobs else []
-        lost = await self._without_place([record for record in records if record])
-        return sum([await self._enqueue(record) for record in lost])
+        records = [await self._store.record(job_id) for job_id in await self._placeless(active)]
+        return sum([await self._enqueue(record) for record in records if record])
 
-    async def _without_place(self, records: Sequence[JobRecord]) -> list[JobRecord]:
+    async def _placeless(self, jobs: Sequence[tuple[str, str]]) -> list[str]:
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for record in records:
-                pipeline.zscore(self._keys.model(record.spec.model).jobs, record.id)
+            for job_id, model in jobs:
+                pipeline.zscore(self._keys.model(model).jobs, job_id)
             places = await pipeline.execute()
-        return [record for record, place in zip(records, places, strict=True) if place is None]
+        return [job_id for (job_id, _), place in zip(jobs, places, strict=True) if place is None]
 
     async def _enqueue(self, record: JobRecord) -> bool:
         if await self._is_worked_on(record):
