@@ -196,6 +196,7 @@ class Relay:
                 self._start_catch_up(watch)
 
     def _start_catch_up(self, watch: Watch) -> asyncio.Task[None]:
+        watch.is_behind = True
         task = self._reading.get(watch.job_id)
         if task is None:
             task = asyncio.create_task(self._outlast(watch))
@@ -207,11 +208,16 @@ class Relay:
         await asyncio.shield(self._start_catch_up(watch))
 
     async def _outlast(self, watch: Watch) -> None:
-        """Read the log as soon as Redis answers, unless everybody has left."""
-        while self._watches.get(watch.job_id) is watch and watch.failure is None:
+        """Read the log as soon as Redis answers, unless everybody has left.
+
+        And again where something was ahead meanwhile: the log may have been read before it came.
+        """
+        while watch.is_behind and self._is_followed(watch):
+            watch.is_behind = False
             try:
                 await self._read_log(watch)
             except UNAVAILABLE:
+                watch.is_behind = True
                 await asyncio.sleep(RETRY_S)
             except Problem as problem:
                 watch.fail(problem)
@@ -220,8 +226,9 @@ class Relay:
                 _log.exception("log_unreadable", job=watch.job_id)
                 watch.fail(Problem(502, "stream-unreadable", f"The job's log is damaged: {error}"))
                 return
-            else:
-                return
+
+    def _is_followed(self, watch: Watch) -> bool:
+        return self._watches.get(watch.job_id) is watch and watch.failure is None
 
     async def _read_log(self, watch: Watch) -> None:
         transcript = watch.transcript

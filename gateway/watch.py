@@ -22,6 +22,7 @@ class Watch:
         self.transcript = Transcript(incarnation)
         self.cursors: set[Cursor] = set()
         self.heard_at = time.monotonic()  # when an event was last taken
+        self.is_behind = False  # the log has more, or may have: it must be read
         self.failure: Problem | None = None  # the job cannot be followed any further
         self._frames: dict[Dialect, tuple[int, int, list[bytes]]] = {}
         self._batches: dict[BatchDialect, tuple[int, int, bytes]] = {}
