@@ -229,20 +229,20 @@ def _after_beginning(query: str) -> str:
 
 
 async def _unwrap_frames(stream: Stream, answer: httpx2.Response) -> AsyncIterator[bytes]:
-    """Give the gateway's frames with the stream's own data; the others as they are."""
+    """Give the gateway's frames with the stream's own data; what came together stays together."""
     rest = b""
     async with aclosing(answer):
         async for chunk in answer.aiter_raw():
             *frames, rest = (rest + chunk).split(b"\n\n")
-            for frame in frames:
-                prefix = b"event: data\ndata:"
-                if not frame.startswith(prefix):
-                    yield frame + b"\n\n"
-                    continue
-                events = msgspec.json.decode(frame.removeprefix(prefix), type=list[Event])
-                data = stream.unwrapped(events)
-                if data is not None:
-                    yield _data_frame(stream, data)
+            yield b"".join(_unwrap_frame(stream, frame) for frame in frames)
+
+
+def _unwrap_frame(stream: Stream, frame: bytes) -> bytes:
+    prefix = b"event: data\ndata:"
+    if not frame.startswith(prefix):
+        return frame + b"\n\n"
+    data = stream.unwrapped(msgspec.json.decode(frame.removeprefix(prefix), type=list[Event]))
+    return _data_frame(stream, data) if data is not None else b""
 
 
 def _data_frame(stream: Stream, data: bytes) -> bytes:

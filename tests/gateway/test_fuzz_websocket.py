@@ -191,17 +191,10 @@ async def test_every_message_is_answered(target: Target) -> None:
     await asyncio.to_thread(fuzz)
 
 
-@pytest.mark.parametrize(
-    "data",
-    ["a" * (BODY_LIMIT + 1), b"a" * 200 * BODY_LIMIT, ["a" * 1024] * (BODY_LIMIT // 512)],
-    ids=["text", "binary", "fragments"],
-)
-async def test_a_message_above_the_limit_closes_the_socket(
-    target: Target, data: str | bytes | list[str]
-) -> None:
+async def test_a_message_above_the_limit_closes_the_socket(target: Target) -> None:
     """With the code that says so, which arrives although the message is still on its way."""
 
-    def send() -> int:
+    def send(data: str | bytes | list[str]) -> int:
         with target.connect() as connection:
             with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - it may break in either
                 connection.send(data)
@@ -209,7 +202,9 @@ async def test_a_message_above_the_limit_closes_the_socket(
             assert closed.value.rcvd, "the socket broke without a word"
             return closed.value.rcvd.code
 
-    assert await asyncio.to_thread(send) == CloseCode.MESSAGE_TOO_BIG
+    text, fragments = "a" * (BODY_LIMIT + 1), ["a" * 1024] * (BODY_LIMIT // 512)
+    for data in (text, b"a" * 200 * BODY_LIMIT, fragments):
+        assert await asyncio.to_thread(send, data) == CloseCode.MESSAGE_TOO_BIG
 
 
 @dataclass(frozen=True)
@@ -251,8 +246,8 @@ def open_raw(target: Target) -> socket.socket:
     return raw
 
 
-def close_codes(target: Target, sent: bytes) -> tuple[list[int], bytes]:
-    """Send bytes over an open WebSocket; return the close codes and all that came."""
+def close_codes(target: Target, sent: bytes) -> list[int]:
+    """Send bytes over an open WebSocket; return the codes of the close frames that came."""
     received = b""
     with closing(open_raw(target)) as raw:
         try:
@@ -262,7 +257,7 @@ def close_codes(target: Target, sent: bytes) -> tuple[list[int], bytes]:
                 received += data
         except (BrokenPipeError, ConnectionResetError):
             pass
-    return list(_codes(received)), received
+    return list(_codes(received))
 
 
 def _codes(data: bytes) -> Iterator[int]:
@@ -293,39 +288,39 @@ async def test_frames_of_every_kind_end_in_a_documented_code(target: Target) -> 
     @profile(60)
     @given(sent=st.lists(frames | st.binary(max_size=50), max_size=8))
     def fuzz(sent: list[bytes]) -> None:
-        codes, _ = close_codes(target, b"".join(sent))
+        whole = b"".join(sent)
+        codes = close_codes(target, whole)
         assert len(codes) <= 1
-        allowed = {*CLOSED, CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD}
-        # A close frame of ours is answered with its own code.
-        assert all(code in allowed or 1000 <= code < 5000 for code in codes)
-        assert CloseCode.INTERNAL_ERROR not in codes or struct.pack("!H", 1011) in b"".join(sent)
+        for code in codes:  # ours, or the echo of a close frame that was among the noise
+            assert code in CLOSED or b"\x88" in whole
+            assert code != CloseCode.INTERNAL_ERROR or struct.pack("!H", 1011) in whole
 
     await asyncio.to_thread(fuzz)
 
 
-@pytest.mark.parametrize(
-    ("frames", "code"),
-    [
-        ([RawFrame(0x81, mask=False, payload=b"{}")], CloseCode.PROTOCOL_ERROR),
-        ([good(3, b"x")], CloseCode.PROTOCOL_ERROR),
-        ([good(Opcode.CONT, b"x")], CloseCode.PROTOCOL_ERROR),
-        ([good(Opcode.PING, b"x" * 126)], CloseCode.PROTOCOL_ERROR),
-        ([good(Opcode.TEXT, b"\xff\xfe")], CloseCode.INVALID_DATA),
-        (
-            [good(Opcode.TEXT, b"a", fin=False), *[good(Opcode.CONT, fin=False)] * 2_000],
-            CloseCode.MESSAGE_TOO_BIG,
-        ),
-        ([RawFrame(0x81, mask=True, payload=b"", declared=2**62)], CloseCode.MESSAGE_TOO_BIG),
-    ],
-    ids=["unmasked", "opcode", "continuation", "ping", "utf-8", "fragments", "length"],
-)
-async def test_a_wrong_frame_has_its_code(
-    target: Target, frames: list[RawFrame], code: CloseCode
-) -> None:
+WRONG = {
+    "unmasked": ([RawFrame(0x81, mask=False, payload=b"{}")], CloseCode.PROTOCOL_ERROR),
+    "opcode": ([good(3, b"x")], CloseCode.PROTOCOL_ERROR),
+    "continuation": ([good(Opcode.CONT, b"x")], CloseCode.PROTOCOL_ERROR),
+    "ping": ([good(Opcode.PING, b"x" * 126)], CloseCode.PROTOCOL_ERROR),
+    "utf-8": ([good(Opcode.TEXT, b"\xff\xfe")], CloseCode.INVALID_DATA),
+    "fragments": (
+        [good(Opcode.TEXT, b"a", fin=False), *[good(Opcode.CONT, fin=False)] * 2_000],
+        CloseCode.MESSAGE_TOO_BIG,
+    ),
+    "length": (
+        [RawFrame(0x81, mask=True, payload=b"", declared=2**62)],
+        CloseCode.MESSAGE_TOO_BIG,
+    ),
+}
+
+
+async def test_a_wrong_frame_has_its_code(target: Target) -> None:
     """Which arrives, although more was sent after it."""
-    sent = b"".join(frame.encode() for frame in frames) + good(Opcode.PING).encode() * 10_000
-    codes, _ = await asyncio.to_thread(close_codes, target, sent)
-    assert codes == [code]
+    for name, (frames, code) in WRONG.items():
+        sent = b"".join(frame.encode() for frame in frames) + good(Opcode.PING).encode() * 10_000
+        codes = await asyncio.to_thread(close_codes, target, sent)
+        assert codes == [code], name
 
 
 async def test_pongs_do_not_pile_up(target: Target, fleet: Fleet) -> None:
