@@ -34,6 +34,7 @@ __all__ = [
     "WritesRefused",
     "command_client",
     "every_server",
+    "is_cluster",
     "lease_client",
     "pubsub_client",
 ]
@@ -61,6 +62,11 @@ def lease_client(url: str, timeout_s: float) -> SyncRedis:
     """Return the blocking client of the lease thread: its own connection, a short timeout."""
     server = read_url(url)
     return blocking_client(server, _options(server, timeout_s))
+
+
+def is_cluster(redis: Redis) -> bool:
+    """Tell whether keys of two hash tags may lie on two servers."""
+    return isinstance(redis, ClusterRedis)
 
 
 async def every_server(redis: Redis) -> list[Redis]:

@@ -12,7 +12,8 @@ from common.jobs import JobSpec
 from common.keys import Keys
 
 MAX_LETTERS = 10_000  # per model; above it the oldest go
-LETTERS_TTL_S = 7 * 86_400.0  # after the last one
+LETTERS_TTL_S = 7 * 86_400.0
+_PAGE = 100  # a letter has its job's whole prompt
 WORKER_LOST, UNREADABLE = "worker-lost", "record-unreadable"
 """The types of the errors with which a job is given up."""
 
@@ -55,8 +56,12 @@ class DeadLetters:
 
     async def all(self) -> list[Filed]:
         """Return the letters, oldest first."""
-        found = await self._redis.xrange(self._name)
-        return [Filed(entry.decode(), _decoder.decode(body[b"letter"])) for entry, body in found]
+        letters: list[Filed] = []
+        after = "-"
+        while page := await self._redis.xrange(self._name, after, count=_PAGE):
+            letters += [Filed(at.decode(), _decoder.decode(body[b"letter"])) for at, body in page]
+            after = f"({letters[-1].entry}"
+        return letters
 
     async def drop(self, entry: str) -> bool:
         """Delete a letter; return whether it was there."""

@@ -134,6 +134,15 @@ class Keys:
         """Return the job whose record the key is."""
         return name[len(self.prefix) + len(":{j:") : -len("}:job")]
 
+    @property
+    def any_dead(self) -> str:
+        """Return the pattern of all streams of dead letters."""
+        return f"{self.prefix}:{{m:*}}:dead"
+
+    def model_of_dead(self, name: str) -> str:
+        """Return the model whose dead letters the key has."""
+        return name[len(self.prefix) + len(":{m:") : -len("}:dead")]
+
     def recovery(self, run_id: str) -> str:
         """Return what says that all jobs were looked at since the server began this run."""
         return f"{self.prefix}:recovered:{run_id}"

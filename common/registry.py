@@ -1,12 +1,13 @@
 """The workers that live: their leases, what they say of themselves, and the models they serve."""
 
 import enum
+import math
 from typing import Any
 
 import msgspec
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from common.keys import Keys
 from common.scripts import Script
@@ -144,10 +145,13 @@ class Registry:
         seconds, micros = await self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def uptime_s(self) -> int:
-        """Return for how many seconds the server has been up."""
-        info = await self._redis.info("server")
-        return int(info["uptime_in_seconds"])
+    async def uptime_s(self) -> float:
+        """Return for how many seconds the server has been up, infinity where it does not say."""
+        try:
+            info = await self._redis.info("server")
+        except NoPermissionError:
+            return math.inf
+        return float(info["uptime_in_seconds"])
 
     async def models(self) -> dict[str, int]:
         """Return the models of the last day with the end (ms) of their last lease."""

@@ -49,6 +49,7 @@ _COMMANDS = {
     "xlen": "NAME",
     "xpending": "NAME group",
     "xrange": "NAME - +",
+    "xtrim": "NAME MAXLEN 1",
     "xreadgroup": "GROUP group consumer STREAMS NAME >",
     "zadd": "NAME 1 member",
     "zcard": "NAME",

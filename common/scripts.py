@@ -1,6 +1,7 @@
 """The Lua scripts: one per state change, loaded by content hash.
 
-Every script is safe to repeat after a lost reply: it answers that the work is already done.
+Every script is safe to repeat after a lost reply: it answers that the work is already done. Only
+``admit`` takes a job's tokens again, which costs its tenant some of one minute.
 """
 
 import hashlib

@@ -23,6 +23,7 @@ _log = structlog.get_logger()
 
 LEASE_MS = 60_000  # a gateway that dies in the middle is followed by another one
 DONE_MS = 7 * 86_400_000
+_SCANNED = 1_000  # keys per round trip; few of them are records
 _PAGE = 50  # while the answers are parsed, no stream moves
 _DONE = b"done"
 _ACTIVE = frozenset(state.encode() for state in ACTIVE)
@@ -37,18 +38,31 @@ class Recovery:
         self._store = JobStore(redis, keys)
         self._registry = Registry(redis, keys)
         self._known_run = ""
+        self._lease = ""  # the key that says that this gateway looks
+        self._is_refused = False
 
     async def look(self) -> None:
         """Return at once unless the server has been started anew and nobody has looked yet."""
+        if self._is_refused:
+            return
+        try:
+            await self._look()
+        except NoPermissionError as error:
+            self._is_refused = (
+                True  # a user without `info` or `scan`: docs/redis.md says what that costs
+            )
+            _log.warning("recovery_refused", error=str(error))
+
+    async def _look(self) -> None:
         run = await self._run()
         if run == self._known_run:
             return
-        name = self._keys.recovery(run)
-        if await self._redis.set(name, b"", nx=True, px=LEASE_MS):
-            num_mended = await self._mend_if_allowed()
-            await self._redis.set(name, _DONE, px=DONE_MS)
+        self._lease = self._keys.recovery(run)
+        if await self._redis.set(self._lease, b"", nx=True, px=LEASE_MS):
+            num_mended = await self.mend_all()
+            await self._redis.set(self._lease, _DONE, px=DONE_MS)
             _log.info("recovered", mended=num_mended)
-        if await self._redis.get(name) == _DONE:
+        if await self._redis.get(self._lease) == _DONE:
             self._known_run = run
 
     async def _run(self) -> str:
@@ -58,18 +72,11 @@ class Recovery:
         runs = sorted(str(info["run_id"]) for info in infos)
         return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:32]
 
-    async def _mend_if_allowed(self) -> int:
-        try:
-            return await self.mend_all()
-        except NoPermissionError as error:
-            _log.warning("recovery_refused", error=str(error))
-            return 0
-
     async def mend_all(self) -> int:
         """Give every unfinished job that has no place in a lane one; return how many there were."""
         num_mended, page = 0, []
         for server in await every_server(self._redis):
-            async for name in server.scan_iter(self._keys.any_record, count=_PAGE):
+            async for name in server.scan_iter(self._keys.any_record, count=_SCANNED):
                 page.append(name.decode())
                 if len(page) == _PAGE:
                     num_mended += await self._mend(page)
@@ -77,6 +84,8 @@ class Recovery:
         return num_mended + await self._mend(page)
 
     async def _mend(self, names: Sequence[str]) -> int:
+        if self._lease:
+            await self._redis.pexpire(self._lease, LEASE_MS)
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hmget(name, ["state", "model"])
@@ -86,7 +95,8 @@ class Recovery:
             for name, (state, model) in zip(names, found, strict=True)
             if state in _ACTIVE and model is not None
         ]
-        records = [await self._store.record(job_id) for job_id in await self._placeless(active)]
+        lost = await self._placeless(active)
+        records = await self._store.records(lost) if lost else []
         return sum([await self._enqueue(record) for record in records if record])
 
     async def _placeless(self, jobs: Sequence[tuple[str, str]]) -> list[str]:

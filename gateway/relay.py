@@ -60,7 +60,7 @@ class Relay:
         self._resync_s = resync_s
         self._watches: dict[str, Watch] = {}
         self._attaching: dict[str, asyncio.Task[Watch]] = {}
-        self._reading: dict[str, asyncio.Task[None]] = {}  # catch-ups, one per job at most
+        self._reading: dict[Watch, asyncio.Task[None]] = {}  # catch-ups, one per watch at most
         self._resynced_at = time.monotonic()
         self._is_connected = False
         self._reconnected_at = -math.inf
@@ -197,11 +197,11 @@ class Relay:
 
     def _start_catch_up(self, watch: Watch) -> asyncio.Task[None]:
         watch.is_behind = True
-        task = self._reading.get(watch.job_id)
+        task = self._reading.get(watch)
         if task is None:
             task = asyncio.create_task(self._outlast(watch))
-            self._reading[watch.job_id] = task
-            task.add_done_callback(lambda _: self._reading.pop(watch.job_id, None))
+            self._reading[watch] = task
+            task.add_done_callback(lambda _: self._reading.pop(watch, None))
         return task
 
     async def _catch_up(self, watch: Watch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 from redis.exceptions import ResponseError
 
-from common.connections import every_server
+from common.connections import UNAVAILABLE, is_cluster
 from common.deadlines import due_ms
 from common.errors import Problem
 from common.events import Accepted
@@ -18,6 +18,7 @@ from common.lanes import Affinity, Lanes
 from common.limits import Limits
 from common.names import idempotent_job_id, random_job_id
 from common.settings import Settings
+from common.tenant_jobs import TenantJobs
 from gateway.identity import Caller
 from gateway.model_choice import choose_model
 from gateway.prompts import check_stored
@@ -27,7 +28,7 @@ from gateway.schemas import JobRequest, SubmittedJob
 from gateway.services import Services
 from gateway.views import events_url, job_url, rfc3339
 
-INDEX_MARGIN_S = 3_600
+FAILED_OVER = "UNBLOCKED"  # what WAITAOF answers when its server is no longer the primary
 DISK_S = 3.0  # with `appendfsync everysec` a second or two
 
 
@@ -68,9 +69,10 @@ async def accept(
         lanes = Lanes(services.redis, services.keys, spec.model)
         due = due_ms(spec, submitted.created_ms, submitted.deadline_ms, is_started=False)
         affinity = _affinity(spec, services)
+        index = TenantJobs(services.redis, services.keys, services.settings)
         await asyncio.gather(
             lanes.enqueue(job_id, tenant, spec.priority, due, affinity, limits),
-            _index(services, tenant, job_id, submitted),
+            index.add(tenant, job_id, submitted.created_ms),
         )
     if request.durable:
         await _require_disk(services, job_id)
@@ -132,23 +134,31 @@ async def _admit(
 
 async def _require_disk(services: Services, job_id: str) -> None:
     """Return once the job is on disk; raises ``Problem`` where it cannot be, or not in time."""
-    if len(await every_server(services.redis)) > 1:
+    if is_cluster(services.redis):
         detail = "In a cluster no job is made `durable`: it was accepted, as all others are."
         raise Problem(501, "not-durable", detail)
     try:
         is_on_disk = await services.store.reach_disk(job_id, DISK_S)
+    except UNAVAILABLE:
+        raise
     except ResponseError as error:
+        if str(error).startswith(FAILED_OVER):
+            raise _not_on_disk() from error
         detail = (
             "This Redis keeps no append-only file, or is older than 7.2: the job was accepted, "
             "but nothing makes it `durable`."
         )
         raise Problem(501, "not-durable", detail) from error
     if not is_on_disk:
-        detail = (
-            "The job was accepted, but Redis has not got it on disk yet; repeat the request with "
-            "its Idempotency-Key."
-        )
-        raise Problem(503, "not-on-disk", detail, retry_after_s=1)
+        raise _not_on_disk()
+
+
+def _not_on_disk() -> Problem:
+    detail = (
+        "The job was accepted, but Redis has not got it on disk yet; repeat the request with "
+        "its Idempotency-Key."
+    )
+    return Problem(503, "not-on-disk", detail, retry_after_s=1)
 
 
 def _affinity(spec: JobSpec, services: Services) -> Affinity | None:
@@ -213,18 +223,6 @@ def _fingerprint(request: JobRequest) -> str:
 async def _stored_spec(services: Services, job_id: str, fallback: JobSpec) -> JobSpec:
     record = await services.store.record(job_id)
     return record.spec if record is not None else fallback
-
-
-async def _index(services: Services, tenant: str, job_id: str, submitted: Submitted) -> None:
-    """Put the job on its tenant's list, and let the list forget what retention has ended."""
-    settings = services.settings
-    lifetime_s = settings.max_deadline_s + settings.retention_s + INDEX_MARGIN_S
-    key = services.keys.tenant_jobs(tenant)
-    async with services.redis.pipeline(transaction=False) as pipeline:
-        pipeline.zadd(key, {job_id: submitted.created_ms})
-        pipeline.zremrangebyscore(key, "-inf", submitted.created_ms - lifetime_s * 1000)
-        pipeline.expire(key, round(lifetime_s))
-        await pipeline.execute()
 
 
 def _answer(job_id: str, model: str, submitted: Submitted) -> SubmittedJob:

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from common.connections import every_server
 from common.dead_letters import DeadLetters, Filed
+from common.deadlines import due_ms
 from common.errors import HeadraceError
 from common.events import Accepted
 from common.job_store import JobStore, NewJob
+from common.jobs import ACTIVE
 from common.keys import Keys
 from common.lanes import Lanes
 from common.names import idempotent_job_id
-from common.registry import Registry
 from common.settings import load
+from common.tenant_jobs import TenantJobs
+
+SCANNED = 1_000  # keys per round trip
 
 
 class Dead:
@@ -24,13 +29,22 @@ class Dead:
         self._keys = keys
         self._model = model
         self._store = JobStore(redis, keys)
+        self._settings = load()
 
     async def all(self) -> list[tuple[DeadLetters, Filed]]:
         """Return every letter with where it lies, oldest first."""
-        models = [self._model] if self._model else await Registry(self._redis, self._keys).models()
+        models = [self._model] if self._model else await self._models()
         places = [DeadLetters(self._redis, self._keys, model) for model in models]
         found = [(place, filed) for place in places for filed in await place.all()]
         return sorted(found, key=lambda each: each[1].at_ms)
+
+    async def _models(self) -> list[str]:
+        """Return the models that have letters; of some, no worker may have lived for days."""
+        return [
+            self._keys.model_of_dead(name.decode())
+            for server in await every_server(self._redis)
+            async for name in server.scan_iter(self._keys.any_dead, count=SCANNED)
+        ]
 
     async def named(self, jobs: Sequence[str] | None) -> list[tuple[DeadLetters, Filed]]:
         """Return the letters of these jobs, without a list all; raises for a missing one."""
@@ -59,12 +73,14 @@ class Dead:
             spec=letter.spec,
             fingerprint=f"retry of {letter.job}",
             incarnation=secrets.token_hex(4),
-            retention_s=load().retention_s,
+            retention_s=self._settings.retention_s,
         )
         submitted = await self._store.submit(new, Accepted(job_id, place.model))
-        lanes = Lanes(self._redis, self._keys, place.model)
-        await lanes.enqueue(job_id, letter.tenant, letter.spec.priority, submitted.deadline_ms)
-        index = self._keys.tenant_jobs(letter.tenant)
-        await self._redis.zadd(index, {job_id: submitted.created_ms})
+        if submitted.state in ACTIVE:
+            spec, lanes = letter.spec, Lanes(self._redis, self._keys, place.model)
+            due = due_ms(spec, submitted.created_ms, submitted.deadline_ms, is_started=False)
+            await lanes.enqueue(job_id, letter.tenant, spec.priority, due)
+        index = TenantJobs(self._redis, self._keys, self._settings)
+        await index.add(letter.tenant, job_id, submitted.created_ms)
         await place.drop(filed.entry)
         return job_id

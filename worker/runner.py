@@ -92,8 +92,8 @@ class Runner:
             async with asyncio.timeout(timeout_s):
                 await self._retire()
                 await self._not_claiming.wait()
-                await self._give_back_later()
                 while self.num_held and not hurry.is_set():
+                    await self._give_back_later()
                     await self._wait_for_work(RETRY_S)
         except TimeoutError:
             _log.info("drain_timeout", held=self.num_held)
@@ -125,8 +125,11 @@ class Runner:
         waiting = {claim.job_id for claim, _ in self._later}
         self._later.clear()
         self._starting -= waiting
-        if waiting:
-            await self._backend.lanes.hand_back(self.worker_id, self._kept)
+        try:
+            if waiting:
+                await self._backend.lanes.hand_back(self.worker_id, self._kept)
+        except UNAVAILABLE as error:
+            _log.warning("hand_back_failed", error=str(error))  # the hand-over has them too
 
     async def _retire(self) -> None:
         try:

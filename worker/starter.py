@@ -11,7 +11,7 @@ from common.emitted import emitted_choices
 from common.endings import choose_end, end_idle, end_unreadable, num_losses
 from common.errors import HeadraceError
 from common.events import ErrorInfo, Started
-from common.job_store import Outcome, Snapshot
+from common.job_store import JobRecord, Outcome, Snapshot
 from common.lanes import Claim
 from common.token_ids import unpack_ids
 from worker.attempt import AttemptLog, Grant
@@ -89,10 +89,18 @@ class Starter:
         outcome, epoch, queue_s = await store.start(record, holder, started, base)
         if outcome is not Outcome.OK:
             return None
+        await self._limit_run(record)
         _log.info("job_started", job=record.id, attempt=started.attempt, cache=started.cache)
         return AttemptLog(
             Grant(claim, snapshot, epoch, started.attempt, queue_s, holder, ids), started
         )
+
+    async def _limit_run(self, record: JobRecord) -> None:
+        """Let the sweep look at the job when its time to run is over, whoever runs it then."""
+        if record.spec.run_deadline_s is not None:
+            deadline_ms = await self._backend.store.deadline_ms(record.id)
+            if deadline_ms is not None:
+                await self._backend.lanes.postpone(record.id, deadline_ms)
 
     def _is_last_chance(self, snapshot: Snapshot, holder: str) -> bool:
         losses = num_losses(snapshot.record, holder)

@@ -35,7 +35,8 @@ local function join_ring(ring, tenant)
     return
   end
   redis.call('SREM', KEYS[ring + 2], tenant)
-  redis.call('ZADD', KEYS[ring], 'NX', redis.call('GET', KEYS[ring + 1]) or 0, tenant)
+  local least = redis.call('ZRANGE', KEYS[ring], 0, 0, 'WITHSCORES')[2]
+  redis.call('ZADD', KEYS[ring], 'NX', redis.call('GET', KEYS[ring + 1]) or least or 0, tenant)
 end
 
 -- The job is not unfinished any more; who waited for its slot waits for a turn now.

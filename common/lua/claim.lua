@@ -1,11 +1,11 @@
--- Claim up to count jobs: orphans first, then those that wait for this worker, then high, normal,
--- low, one tenant after another in each; then those that wait for a worker that is dead, drains or is
--- too slow. A job of a lower priority goes first when it has waited ageing_ms longer for every step.
+-- Claim up to count jobs: orphans first; then in turns those that wait for this worker, and those of
+-- high, normal, low, one tenant after another in each; then those that wait for a worker that is dead,
+-- drains or is too slow. A job of a lower priority goes first when it has waited ageing_ms longer for every step.
 -- KEYS those of _tenants, then workers, affinity, draining, prefix:lane:orphans
 -- ARGV worker, count, lane prefix, how many other workers' lanes to look at, ageing_ms
 -- -> LAPSED | OK, {suffix, entry, job}, ...
 local WORKERS, AFFINITY, DRAINING = 14, 15, 16
-local CLOCK_MS = 3600000 -- after an hour without turns nobody waits who could be passed
+local CLOCK_MS = 3600000
 local PRIORITIES = { 'high', 'normal', 'low' }
 if not redis.call('ZSCORE', KEYS[WORKERS], ARGV[1]) then return { 'LAPSED' } end
 local claimed, wanted = { 'OK' }, tonumber(ARGV[2])
@@ -84,7 +84,22 @@ local function read_worker(worker, count)
     redis.call('ZADD', KEYS[AFFINITY], steal_at, worker)
   else
     redis.call('ZREM', KEYS[AFFINITY], worker)
+    redis.call('HDEL', KEYS[4], 'own:' .. worker)
   end
+end
+
+-- The jobs that wait for this worker and those of the rings take turns, one by one.
+local function serve_own_or_ring()
+  local field = 'own:' .. ARGV[1]
+  local own, found = redis.call('ZSCORE', KEYS[AFFINITY], ARGV[1]), next_head()
+  if own and not (found and redis.call('HGET', KEYS[4], field)) then
+    redis.call('HSET', KEYS[4], field, 1)
+    read_worker(ARGV[1], 1)
+  elseif found then
+    redis.call('HDEL', KEYS[4], field)
+    serve(found)
+  end
+  return own or found
 end
 
 -- Return a worker whose next entry anybody may take.
@@ -96,16 +111,13 @@ local function find_late()
   end
 end
 
-local function while_wanted(find, take)
-  while wanted > 0 do
-    local found = find()
-    if not found then return end
-    take(found)
-  end
-end
-
 read('orphans', wanted)
-if wanted > 0 and redis.call('ZSCORE', KEYS[AFFINITY], ARGV[1]) then read_worker(ARGV[1], wanted) end
-while_wanted(next_head, serve)
-while_wanted(find_late, function(owner) read_worker(owner, 1) end)
+while wanted > 0 do
+  if not serve_own_or_ring() then break end
+end
+while wanted > 0 do
+  local owner = find_late()
+  if not owner then break end
+  read_worker(owner, 1)
+end
 return claimed

@@ -6,6 +6,7 @@
 -- and where the job has a prompt ID: KEYS prompt, ARGV longest patience_ms
 -- -> OK | KNOWN
 local LANES, WORKERS, AFFINITY, DRAINING, PROMPT = 14, 15, 16, 17, 18
+local MOST_FOR_ONE_WORKER = 64
 local job, priority, tenant = ARGV[2], ARGV[4], ARGV[5]
 if redis.call('ZADD', KEYS[1], 'NX', ARGV[3], job) == 0 then return 'KNOWN' end
 if redis.call('HSETNX', KEYS[2], job, tenant) == 1 then
@@ -34,6 +35,8 @@ local function holder(now)
   local patience = math.min(tonumber(ARGV[9]), tonumber(prompt[2]))
   if patience <= 0 or not lease or tonumber(lease) <= now then return nil end
   if not has_free_slot(tenant) then return nil end
+  -- Those in this lane take no turns and are counted as running: so they are few.
+  if redis.call('XLEN', ARGV[6] .. 'worker:' .. prompt[1]) >= MOST_FOR_ONE_WORKER then return nil end
   return prompt[1], math.floor(now + patience)
 end
 

@@ -1,5 +1,5 @@
 -- Acknowledge and delete a lane entry, if this worker still owns it. An empty lane goes. A letter
--- tells of a job that was given up, once.
+-- tells of a job that was given up; the entry is its ticket.
 -- KEYS those of _tenants, then lanes, lane; with a letter also dead
 -- ARGV worker, entry, job, lane suffix, bell; with a letter also its text, the most letters, ttl_ms
 -- -> OK | NOT_OWNER
@@ -15,6 +15,8 @@ if redis.call('XLEN', KEYS[LANE]) == 0 then
 end
 if ARGV[6] then
   redis.call('XADD', KEYS[DEAD], 'MAXLEN', '~', ARGV[7], '*', 'letter', ARGV[6])
+  local time = redis.call('TIME')
+  redis.call('XTRIM', KEYS[DEAD], 'MINID', tonumber(time[1]) * 1000 - tonumber(ARGV[8]))
   redis.call('PEXPIRE', KEYS[DEAD], ARGV[8])
 end
 settle(ARGV[3], ARGV[5])

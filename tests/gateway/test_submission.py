@@ -7,13 +7,13 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
+from common import tenant_jobs
 from common.job_store import JobStore
 from common.jobs import Sampling
 from common.keys import Keys
 from common.lanes import Lanes
 from common.names import idempotent_job_id
 from common.registry import Heartbeat
-from gateway import submission
 from gateway.identity import TENANT
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import PROMPT, check_problem, submit
@@ -243,6 +243,6 @@ async def test_the_list_of_a_tenant_forgets(
 ) -> None:
     """What retention has ended leaves the list with the next submit."""
     await redis.zadd(keys.tenant_jobs(TENANT), {"job_old": 1})
-    monkeypatch.setattr(submission, "INDEX_MARGIN_S", 0)
+    monkeypatch.setattr(tenant_jobs, "MARGIN_S", 0)
     job_id = await submit(client)
     assert await redis.zrange(keys.tenant_jobs(TENANT), 0, -1) == [job_id.encode()]
