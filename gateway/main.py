@@ -26,8 +26,8 @@ from common.telemetry import configure_logging
 from gateway.app import create_app
 from gateway.caretaker import Caretaker
 from gateway.doorbell import Doorbell
+from gateway.http_limits import HttpLimits, LimitedConfig, cut_stalled_peers, raise_file_limit
 from gateway.identity import Doorkeeper
-from gateway.limits import LimitedConfig, Limits, cut_stalled_peers, raise_file_limit
 from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.origin import is_loopback_name
@@ -197,7 +197,7 @@ class Gateway:
         settings = self._settings
         return LimitedConfig(
             create_app(services),
-            Limits(raise_file_limit(settings.max_sockets), settings.request_timeout_s),
+            HttpLimits(raise_file_limit(settings.max_sockets), settings.request_timeout_s),
             http=CuttableProtocol,
             ws=CuttableWebSocketProtocol,
             ws_per_message_deflate=False,  # costs 300 KB a socket and CPU per token

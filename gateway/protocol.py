@@ -15,7 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from gateway.limits import LimitedProtocol
+from gateway.http_limits import LimitedProtocol
 from gateway.socket_limits import LimitedWebSocketProtocol
 
 _EXTENSION = "headrace.connection"

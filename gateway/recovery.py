@@ -48,9 +48,7 @@ class Recovery:
         try:
             await self._look()
         except NoPermissionError as error:
-            self._is_refused = (
-                True  # a user without `info` or `scan`: docs/redis.md says what that costs
-            )
+            self._is_refused = True  # its user lacks `info` or `scan`
             _log.warning("recovery_refused", error=str(error))
 
     async def _look(self) -> None:

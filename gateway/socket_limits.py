@@ -7,7 +7,7 @@ bytes that is a reset, and the client would not learn the code: so the connectio
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
-from gateway.limits import INVALID_HTTP, LINGER_S, refusal
+from gateway.http_limits import INVALID_HTTP, LINGER_S, refusal
 
 MAX_FRAGMENTS = 1_000  # of one message
 

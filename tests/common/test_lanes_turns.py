@@ -151,6 +151,45 @@ async def test_jobs_that_wait_for_a_holder_take_slots(
     assert [(c.job_id, c.lane) for c in await lanes.claim("w2", 9)] == [("a1", "normal:a")]
 
 
+async def test_a_prompt_id_is_no_way_past_the_others(
+    lanes: Lanes, redis: Redis, keys: Keys
+) -> None:
+    """Jobs that wait for this worker and those of the tenants' lanes are claimed in turns."""
+    prompts = PromptIndex(redis, keys, MODEL)
+    await prompts.commit("a", "chat", Commit("j", 1, "w1", (1,), recompute_ms=10_000))
+    for number in range(10):
+        affinity = Affinity("chat", 60)
+        await lanes.enqueue(f"a{number}", "a", Priority.NORMAL, FAR_MS, affinity)
+    await enqueue(lanes, "b", 3)
+    assert await tenants_served(lanes, 6) == {"a": 3, "b": 3}
+    assert await tenants_served(lanes, 7) == {"a": 7}
+
+
+async def test_few_jobs_wait_for_one_worker(lanes: Lanes, redis: Redis, keys: Keys) -> None:
+    """The others wait in their tenant's lane, where they count as waiting and take turns."""
+    prompts = PromptIndex(redis, keys, MODEL)
+    await prompts.commit("a", "chat", Commit("j", 1, "w1", (1,), recompute_ms=10_000))
+    limits = Limits(max_queued=5)
+    for number in range(70):
+        affinity = Affinity("chat", 60)
+        await lanes.enqueue(f"a{number}", "a", Priority.NORMAL, FAR_MS, affinity, limits)
+    waiting = {depth.lane: depth.waiting for depth in await lanes.depths()}
+    assert waiting == {"normal:a": 6, "worker:w1": 64}
+    assert (await lanes.admit("a", limits, 100, 1)).verdict is Verdict.TENANT_FULL
+
+
+async def test_who_comes_after_a_long_silence_passes_nobody(
+    lanes: Lanes, redis: Redis, keys: Keys
+) -> None:
+    """The ring's clock is forgotten when no worker has come for an hour; its order is not."""
+    await enqueue(lanes, "a", 50)
+    await enqueue(lanes, "c", 50)
+    await tenants_served(lanes, 40)
+    await redis.delete(f"{keys.model(MODEL).prefix}:clock:normal")
+    await enqueue(lanes, "b", 50)
+    assert (await tenants_served(lanes, 9))["b"] <= 4
+
+
 async def test_a_higher_limit_lets_waiting_jobs_go(lanes: Lanes) -> None:
     """The limits of the last job that was submitted are the tenant's."""
     await enqueue(lanes, "a", 3, Limits(max_running=1))

@@ -1,14 +1,17 @@
 """Jobs whose place in a lane was lost with the last second of Redis."""
 
+import math
+
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from common.job_store import JobStore
 from common.jobs import Priority
 from common.keys import Keys
 from common.lanes import Lanes
-from common.registry import Heartbeat
+from common.registry import Heartbeat, Registry
 from gateway.recovery import Recovery
 from tests.support.jobs import MODEL, TENANT, make_job, make_worker, start, submit
 from tests.support.leaks import find_keys
@@ -64,6 +67,35 @@ async def test_a_job_without_a_place_gets_one(
     assert await Recovery(redis, keys).mend_all() == 2
     assert await waiting(lanes) == sorted([lost, orphaned, placed])
     assert await Recovery(redis, keys).mend_all() == 0
+
+
+async def test_a_record_that_cannot_be_read_is_passed_by(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """It stops neither the gateway nor its neighbours' recovery."""
+    Heartbeat(lease_redis, keys, 60).join(make_worker("w1"))
+    good, bad = [(await submit(store, make_job())).id for _ in range(2)]
+    await redis.hset(keys.job(bad).record, mapping={"spec": b"\xc1"})  # type: ignore[misc]
+    await Recovery(redis, keys).look()
+    assert await waiting(lanes) == [good]
+
+
+async def test_without_the_rights_it_leaves_it(
+    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user may lack `info` and `scan`: the gateway asks once, and lives."""
+    asked: list[str] = []
+
+    async def refuse(_client: Redis, *sections: str) -> None:
+        asked.extend(sections)
+        raise NoPermissionError("User has no permissions to run the 'info' command")
+
+    monkeypatch.setattr(Redis, "info", refuse)
+    recovery = Recovery(redis, keys)
+    for _ in range(2):
+        await recovery.look()
+    assert asked == ["server"]
+    assert await Registry(redis, keys).uptime_s() == math.inf
 
 
 async def test_every_run_of_the_server_is_looked_at_once(

@@ -62,6 +62,17 @@ def test_the_list_says_why(manage: Callable[..., Result], server: SyncRedis, key
     assert [event["kind"] for event in entry["history"]] == ["accepted", "started"]
 
 
+def test_all_models_are_those_with_letters(
+    headrace: Headrace, server: SyncRedis, keys: Keys, redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also one whose last worker was heard of days ago: poison has killed them all."""
+    monkeypatch.setenv("HEADRACE_KEY_PREFIX", keys.prefix)
+    bury(server, keys, "job_a")
+    listed = headrace("dead", "list", "--json", "--redis", redis_url)
+    assert [entry["model"] for entry in json.loads(listed.stdout)] == [MODEL]
+
+
 def test_a_retry_is_a_new_job(manage: Callable[..., Result], server: SyncRedis, keys: Keys) -> None:
     """It waits in its tenant's lane; the letter is gone; the others stay."""
     for job in ("job_a", "job_b"):

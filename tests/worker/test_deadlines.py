@@ -92,6 +92,17 @@ async def test_a_second_start_gives_no_more_time(make_rig: MakeRig, backend: Bac
     assert (await read(backend.store, job_id)).deadline_ms == first.deadline_ms
 
 
+async def test_a_lost_worker_ends_no_deadline(
+    make_rig: MakeRig, redis: Redis, backend: Backend
+) -> None:
+    """Where nobody can take the job over, the sweep ends it when its time to run is over."""
+    dead = await make_rig(engine=CutEngine(3)).start()
+    job_id = await hold_at(dead, backend, run_deadline_s=30.0)
+    await dead.kill()
+    due = await redis.zscore(backend.keys.model(MODEL).jobs, job_id)
+    assert due == (await read(backend.store, job_id)).deadline_ms
+
+
 async def test_without_own_deadlines_the_jobs_is_told(make_rig: MakeRig, backend: Backend) -> None:
     """The end of a job that had its whole time says that too."""
     await make_rig(engine=slow()).start()

@@ -9,8 +9,8 @@ from unittest.mock import patch
 import pytest
 from redis.asyncio import Redis
 
-from gateway import limits
-from gateway.limits import MAX_HEAD, MAX_HEADERS, MAX_LINE
+from gateway import http_limits
+from gateway.http_limits import MAX_HEAD, MAX_HEADERS, MAX_LINE
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.player import Player
 from tests.gateway.raw import request, wire_to
@@ -27,7 +27,7 @@ BODY_LIMIT = 1024
 @pytest.fixture(autouse=True)
 def impatient() -> Any:
     """Refused clients are waited for a moment only."""
-    with patch.object(limits, "LINGER_S", LINGER_S):
+    with patch.object(http_limits, "LINGER_S", LINGER_S):
         yield
 
 
@@ -281,7 +281,7 @@ async def test_beyond_those_who_are_told_connections_are_cut(
     strict: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood costs no more than so many."""
-    monkeypatch.setattr(limits, "MAX_LINGERING", 0)
+    monkeypatch.setattr(http_limits, "MAX_LINGERING", 0)
     async with wire_to(strict), wire_to(strict), wire_to(strict), wire_to(strict) as cut:
         assert await cut.rest() == b""
 

@@ -35,7 +35,7 @@ MAX_LINGERING = 100  # sockets beyond the limit that are told so; the others are
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HttpLimits:
     """The bounds that an installation may choose."""
 
     max_sockets: int = 20_000
@@ -45,7 +45,7 @@ class Limits:
 class LimitedConfig(uvicorn.Config):
     """uvicorn's configuration with our bounds."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, limits: HttpLimits, **options: Any) -> None:
         super().__init__(app, **options)
         self.limits = limits
 
@@ -84,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._limits = config.limits if isinstance(config, LimitedConfig) else Limits()
+        self._limits = config.limits if isinstance(config, LimitedConfig) else HttpLimits()
         self._timer: asyncio.TimerHandle | None = None  # set while we wait for the client
         self._is_arriving = False  # a request has begun and is not whole
         self._has_head = False  # ... but its head is, and the application works on it
