@@ -135,11 +135,11 @@ class Relay:
             await self._doorbell.unsubscribe(self._keys.job(watch.job_id).live)
 
     async def _watch(self, tenant: str, job_id: str) -> Watch:
-        known = self._watches.get(job_id)
+        known = self._live(job_id)
         if (known is None or known.tenant != tenant) and await self._store.owner(job_id) != tenant:
             raise job_not_found(job_id)
         task = self._attaching.get(job_id)
-        watch = self._watches.get(job_id)
+        watch = self._live(job_id)
         if task is None and watch is None:
             task = asyncio.create_task(self._attach(job_id))
             self._attaching[job_id] = task
@@ -149,6 +149,11 @@ class Relay:
             watch = await asyncio.shield(task)
         assert watch is not None
         return watch
+
+    def _live(self, job_id: str) -> Watch | None:
+        """Return the job's watch, unless it has failed: who comes now may follow it anew."""
+        watch = self._watches.get(job_id)
+        return watch if watch is not None and watch.failure is None else None
 
     def _on_attached(self, job_id: str, task: asyncio.Task[Watch]) -> None:
         self._attaching.pop(job_id, None)

@@ -73,6 +73,12 @@ async def test_an_answer_that_went_on_differently_is_told(
             await follower.read_to_end()
     assert told.value.type == STREAM_DIVERGED
     assert follower.after == 4
+    again = Follower(relay, TENANT, attempt.job_id)  # as it was told to, while the old one is there
+    await again.attach()
+    await attempt.end()
+    async with within():
+        await again.read_to_end()
+    check_is_log(again.seen, await log_of(store, attempt.job_id))
     await follower.leave()
 
 
