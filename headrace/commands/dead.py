@@ -71,6 +71,8 @@ def retry(
     if json:
         write_json([{"job": old, "new_job": new} for old, new in retried])
         return
+    if not retried:
+        note("there is nothing to retry")
     for old, new in retried:
         if new is None:
             note(f"{old} cannot be read, so it cannot be retried; `headrace dead drop {old}`")
