@@ -36,7 +36,8 @@ HOUR_S = 3600
 LONG_S = 10 * HOUR_S
 TIMED = [
     *(job_store._SUBMIT, job_store._START, job_store._APPEND, job_store._FINISH),
-    *(lanes._ENQUEUE, lanes._CLAIM, lanes._ORPHAN, prompts._COMMIT, registry._RENEW),
+    *(lanes._ADMIT, lanes._ENQUEUE, lanes._CLAIM, lanes._ORPHAN, lanes._RELEASE),
+    *(prompts._COMMIT, registry._RENEW),
 ]
 """The scripts that ask for the time."""
 
