@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 
-from common.connections import every_server
+from common.connections import UNAVAILABLE, every_server
 from common.job_store import JobRecord, JobStore
 from common.jobs import ACTIVE, JobState
 from common.keys import Keys
@@ -47,8 +47,10 @@ class Recovery:
             return
         try:
             await self._look()
-        except NoPermissionError as error:
-            self._is_refused = True  # its user lacks `info` or `scan`
+        except UNAVAILABLE:
+            raise
+        except ResponseError as error:
+            self._is_refused = True  # a user without `info` or `scan`, or a managed server
             _log.warning("recovery_refused", error=str(error))
 
     async def _look(self) -> None:
