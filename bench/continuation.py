@@ -24,6 +24,7 @@ from rich.console import Console
 from bench.machine import Machine, this_machine
 from bench.percentiles import percentile
 from bench.prompts import sheet
+from bench.results import keep
 from bench.stacks import BenchStack, Ran, running_stack
 from bench.tables import show_table
 
@@ -188,8 +189,7 @@ def main(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(report)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.console import Console
 from bench.engine.model import BenchModel, find_model
 from bench.machine import Machine, this_machine
 from bench.prompts import sheet
+from bench.results import keep
 from bench.tables import show_table
 from common.jobs import JobSpec, Sampling
 from worker.engine.factory import EngineOptions, create_engine
@@ -224,8 +225,7 @@ def main(
         gaps.append(gap)
     report = Report(machine, dtype, tuple(gaps))
     show(report)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
 
 
 if __name__ == "__main__":

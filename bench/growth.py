@@ -26,6 +26,7 @@ from bench.engine.process import ContenderFailed
 from bench.engine.rounds import DEFAULT, FLOAT32, Peers, contenders, loaded
 from bench.machine import Machine, this_machine
 from bench.prompts import long_prompt
+from bench.results import keep
 from bench.tables import show_table
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8000)  # 8k leaves room for the answer
@@ -178,8 +179,7 @@ def main(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(report)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
     if report.points and (not quick or plot != PLOT):
         draw(report.points, plot)
         _say(f"drawn: {plot}")

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from bench.machine import Machine, this_machine
 from bench.prompts import long_prompt
+from bench.results import keep
 from bench.stacks import BenchStack, bearer, running_stack
 from bench.tables import show_table
 from common.api_keys import ApiKeyStore, Scope
@@ -174,8 +175,7 @@ def main(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(report)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
 
 
 if __name__ == "__main__":

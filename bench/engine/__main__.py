@@ -1,9 +1,9 @@
 """``python -m bench.engine``: this engine beside vLLM, transformers and llama.cpp."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -12,6 +12,8 @@ from bench.engine.reference import check
 from bench.engine.report import Report, show
 from bench.engine.rounds import Contender, Peers, Rounds, Shape, contenders
 from bench.machine import this_machine
+from bench.results import keep
+from headrace.flags import unpacked
 
 INTERRUPTED = 130
 LOGS = Path("bench/out/engine")
@@ -34,23 +36,35 @@ def say(line: str) -> None:
     _progress.print(line, highlight=False, markup=False)
 
 
-def main(  # noqa: PLR0913 - one parameter per option
+@dataclass(frozen=True, slots=True)
+class ShapeFlags:
+    """What each engine is asked for."""
+
+    rounds: Annotated[int, typer.Option(help="Rounds; the tables have medians.")] = 5
+    levels: Annotated[str, typer.Option(help="Concurrent requests, by comma.")] = "1,8,32"
+    max_tokens: Annotated[int, typer.Option(help="New tokens of each request.")] = 64
+    threads: Annotated[int, typer.Option(help="Threads of each engine, 0: its choice.")] = 0
+    checked: Annotated[int, typer.Option(help="Answers to compare with generate, 0: none.")] = 16
+
+    def shape(self) -> Shape:
+        """Return the same as numbers."""
+        return Shape(_numbers(self.levels), self.rounds, self.max_tokens, self.threads)
+
+
+@unpacked
+def main(
+    flags: ShapeFlags,
     *,
-    rounds: Annotated[int, typer.Option(help="Rounds; the tables have medians.")] = 5,
-    levels: Annotated[str, typer.Option(help="Concurrent requests, by comma.")] = "1,8,32",
-    max_tokens: Annotated[int, typer.Option(help="New tokens of each request.")] = 64,
-    threads: Annotated[int, typer.Option(help="Threads of each engine, 0: its choice.")] = 0,
     vllm: Annotated[str, typer.Option(envvar="BENCH_VLLM_PYTHON", help=VLLM_HELP)] = "",
     llama: Annotated[str, typer.Option(envvar="BENCH_LLAMA_PYTHON", help=LLAMA_HELP)] = "",
     only: Annotated[str, typer.Option(help="Only engines with one of these names in theirs.")] = "",
-    checked: Annotated[int, typer.Option(help="Answers to compare with generate, 0: none.")] = 16,
     quick: Annotated[bool, typer.Option(help="One round, 1 and 4 requests, 8 tokens.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every turn to this file.")] = None,
 ) -> None:
     """Measure tok/s of engines that take turns on one machine with the same prompts."""
-    shape = Shape(_numbers(levels), rounds, max_tokens, threads)
+    shape, checked = flags.shape(), flags.checked
     if quick:
-        shape, checked = Shape((1, 4), 1, 8, threads), min(checked, 2)
+        shape, checked = Shape((1, 4), 1, 8, flags.threads), min(checked, 2)
     machine = this_machine("bench.engine")
     everybody = _chosen(Peers(vllm, llama), only)
     model = find_model()
@@ -62,8 +76,7 @@ def main(  # noqa: PLR0913 - one parameter per option
         raise typer.Exit(INTERRUPTED) from None
     report = Report(machine, turns.notes, turns.dropped, tuple(turns.results), tuple(agreements))
     show(report, _console)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
 
 
 def _chosen(peers: Peers, only: str) -> list[Contender]:

@@ -13,7 +13,6 @@ import gc
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import torch
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from bench.gpu.limits import measure_limits
 from bench.gpu.report import Report, show
 from bench.gpu.shapes import Shape, gpu_shape, tiny_shape
 from bench.machine import this_machine
+from bench.results import keep
 
 INTERRUPTED = 130
 
@@ -78,8 +78,7 @@ def main(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(report, _console)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
     if report.failures:
         raise typer.Exit(1)
 

@@ -11,10 +11,10 @@ It ends with code 1 if a token was lost or repeated, or a job did not end as it 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -24,7 +24,9 @@ from bench.kills.loads import DRAIN_S, Engine, Load, fake_load, local_load
 from bench.kills.report import Report, Table, line, show, write
 from bench.kills.run import Row, run_row, undisturbed_texts
 from bench.machine import this_machine
+from bench.results import keep
 from common.settings import DEFAULT_MODEL
+from headrace.flags import unpacked
 
 PAGE = Path("docs/reliability.md")
 LOGS = Path("bench/out/kills")
@@ -55,13 +57,41 @@ def _say(text: str) -> None:
     _progress.print(text, highlight=False, markup=False)
 
 
-def main(  # noqa: PLR0913 - one parameter per option
+@dataclass(frozen=True, slots=True)
+class LoadFlags:
+    """How much the fleet has to do when the fault comes."""
+
+    jobs: Annotated[int, typer.Option(help="Jobs in flight, fake engine.")] = 200
+    jobs_per_s: Annotated[float, typer.Option(help="Jobs that come meanwhile.")] = 5
+    tokens: Annotated[int, typer.Option(help="Tokens of a job, fake engine.")] = 200
+    tokens_per_s: Annotated[float, typer.Option(help="Its speed, per job.")] = 10
+    model_tokens: Annotated[int, typer.Option(help="Tokens of a job, real model.")] = 800
+
+
+def _fake_table(flags: LoadFlags, faults: Sequence[Fault]) -> Table:
+    load = fake_load(flags.jobs, flags.jobs_per_s, flags.tokens, flags.tokens_per_s)
+    text = (
+        f"{load.num_workers} workers with the fake engine, 2 gateways; {flags.jobs} jobs of "
+        f"{flags.tokens} tokens at {flags.tokens_per_s:g} tokens/s at first, and "
+        f"{flags.jobs_per_s:g} more a second while it happens. Drain of a worker: {DRAIN_S:g} s."
+    )
+    return uvloop.run(measure(load, faults, text))
+
+
+def _model_table(flags: LoadFlags, faults: Sequence[Fault]) -> Table:
+    load = local_load(flags.model_tokens)
+    text = (
+        f"{load.num_workers} workers with {DEFAULT_MODEL}, one thread each, 2 gateways; "
+        f"{load.num_jobs} jobs of {flags.model_tokens} tokens. Drain of a worker: {DRAIN_S:g} s."
+    )
+    own = [fault for fault in faults if fault.hurt in WITH_A_MODEL]
+    return uvloop.run(measure(load, own, text))
+
+
+@unpacked
+def main(
+    flags: LoadFlags,
     *,
-    jobs: Annotated[int, typer.Option(help="Jobs in flight, fake engine.")] = 200,
-    jobs_per_s: Annotated[float, typer.Option(help="Jobs that come meanwhile.")] = 5,
-    tokens: Annotated[int, typer.Option(help="Tokens of a job, fake engine.")] = 200,
-    tokens_per_s: Annotated[float, typer.Option(help="Its speed, per job.")] = 10,
-    model_tokens: Annotated[int, typer.Option(help="Tokens of a job, real model.")] = 800,
     engine: Annotated[Engine | None, typer.Option(help="Only this table.")] = None,
     only: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
     page: Annotated[Path, typer.Option(help="Where whole tables are written.")] = PAGE,
@@ -70,7 +100,8 @@ def main(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Measure what each fault costs the jobs of a real fleet under load."""
     if quick:
-        engine, only, jobs, tokens = Engine.FAKE, only or "gateway", 20, 60
+        engine, only = Engine.FAKE, only or "gateway"
+        flags = replace(flags, jobs=20, tokens=60)
     faults = [fault for fault in FAULTS if only in fault.name]
     if not faults:
         raise typer.BadParameter(f"no row has {only!r} in its name", param_hint="--only")
@@ -78,27 +109,14 @@ def main(  # noqa: PLR0913 - one parameter per option
     tables = []
     try:
         if engine is not Engine.LOCAL:
-            load = fake_load(jobs, jobs_per_s, tokens, tokens_per_s)
-            text = (
-                f"{load.num_workers} workers with the fake engine, 2 gateways; {jobs} jobs of "
-                f"{tokens} tokens at {tokens_per_s:g} tokens/s at first, and {jobs_per_s:g} more a "
-                f"second while it happens. Drain of a worker: {DRAIN_S:g} s."
-            )
-            tables.append(uvloop.run(measure(load, faults, text)))
+            tables.append(_fake_table(flags, faults))
         if engine is not Engine.FAKE:
-            load = local_load(model_tokens)
-            own = [fault for fault in faults if fault.hurt in WITH_A_MODEL]
-            text = (
-                f"{load.num_workers} workers with {DEFAULT_MODEL}, one thread each, 2 gateways; "
-                f"{load.num_jobs} jobs of {model_tokens} tokens. Drain of a worker: {DRAIN_S:g} s."
-            )
-            tables.append(uvloop.run(measure(load, own, text)))
+            tables.append(_model_table(flags, faults))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     report = Report(machine, tuple(tables))
     show(report, _console)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
     if not quick and not only:
         write(report, page)
         _say(f"written: {page}")

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
 
 from bench.fleet.stack import Fleet, Plan, running_fleet, steady
 from bench.machine import this_machine
+from bench.results import keep
 from bench.soak.faults import Struck, strike
 from bench.soak.load import Crowd, Way
 from bench.soak.report import Jobs, Report, draw, show
@@ -137,8 +137,7 @@ def main(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(report, _console)
-    if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    keep(report, json)
     if not quick or plot != PLOT:
         draw(report, LONG_LIVED, plot)
     if report.failures:

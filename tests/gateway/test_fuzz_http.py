@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import given
@@ -28,8 +29,10 @@ from tests.gateway.fuzzing import EXAMPLES, profile
 from tests.support.fleet import Fleet
 from tests.support.jobs import MODEL, make_job
 from tests.support.jobs import submit as submit_foreign
+from tests.support.waiting import eventually
 
 DEADLINE_S = 10.0
+UNAUTHORIZED = 401
 JOB_S = 0.5  # then every job has its end: no stream and no wait outlasts the deadline
 MISSING = "job_" + "0" * 32
 CONFORMANCE = ("status_code", "content_type", "response_headers", "response_schema")
@@ -66,8 +69,14 @@ async def callers(target: Target, redis: Redis, keys: Keys) -> Mapping[str, str]
     found = {"nobody": "", "stranger": f"hr_{'0' * 12}_{'a' * 43}", "nonsense": "nonsense"}
     for scope in Scope:
         found[scope] = str((await store.create(TENANT, (scope,)))[1])
-    await asyncio.sleep(2.1)  # until every gateway looks again (identity.FRESH_S)
+    await eventually(lambda: is_closed(target))
     return found
+
+
+async def is_closed(target: Target) -> bool:
+    """Tell whether the gateway has heard of the keys; it looks every two seconds."""
+    async with httpx2.AsyncClient(base_url=target.url, trust_env=False) as client:
+        return (await client.get("/v1/jobs")).status_code == UNAUTHORIZED
 
 
 def conformance() -> Any:
