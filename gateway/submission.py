@@ -74,9 +74,9 @@ async def accept(
             lanes.enqueue(job_id, tenant, spec.priority, due, affinity, limits),
             index.add(tenant, job_id, submitted.created_ms),
         )
+    services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     if request.durable:
         await _require_disk(services, job_id)
-    services.metrics.jobs_accepted.labels(spec.model).inc(submitted.created)
     answer = _answer(job_id, spec.model, submitted)
     return Acceptance(answer, replayed=not submitted.created, headers=told)
 

@@ -11,11 +11,15 @@ from redis.cluster import ClusterParser
 from redis.sentinel import Sentinel
 
 from common.topology.careful import UNAVAILABLE
+from common.topology.known_nodes import (
+    ASK_S,
+    MAX_REDIRECTS,
+    KnownNodes,
+    nobody_answers,
+    unsettled,
+)
 from common.topology.server_url import Address, ServerUrl, Topology, Transport
-from common.topology.slots import FIRST_SLOT, SlotMap, read_slot_map, slot_of, slots_of
-
-SENTINEL_ASK_S = 1.0
-MAX_REDIRECTS = 5
+from common.topology.slots import FIRST_SLOT, read_slot_map, slot_of, slots_of
 
 Reply = TypeVar("Reply")
 
@@ -43,7 +47,7 @@ def _client(transport: Transport, options: dict[str, Any]) -> Redis:
 
 def _primary_client(server: ServerUrl, options: dict[str, Any]) -> Redis:
     is_tls = server.transport is Transport.TLS
-    timeouts = {"socket_timeout": SENTINEL_ASK_S, "socket_connect_timeout": SENTINEL_ASK_S}
+    timeouts = {"socket_timeout": ASK_S, "socket_connect_timeout": ASK_S}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         server.addresses, sentinel_kwargs=server.sentinel_options | timeouts | {"ssl": is_tls}
     )
@@ -59,11 +63,8 @@ class BlockingCluster(Redis):
     def __init__(self, server: ServerUrl, options: dict[str, Any]) -> None:
         self._transport = server.transport
         self._options = options | {"parser_class": ClusterParser}
-        self._seeds = server.addresses
+        self._known = KnownNodes(server.addresses)
         self._clients: dict[Address, Redis] = {}
-        self._map = SlotMap(())
-        self._is_doubtful = True  # the map may be wrong: ask before the next command
-        self._suspects: set[Address] = set()  # did not answer lately: asked last
         super().__init__(connection_pool=self._client(server.addresses[0]).connection_pool)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -87,15 +88,14 @@ class BlockingCluster(Redis):
             try:
                 return do(self._client(address))
             except exceptions.MovedError as error:
-                self._is_doubtful = True
+                self._known.is_doubtful = True
                 address = (error.host or address[0], error.port)
             except exceptions.AskError as error:
                 raise exceptions.TryAgainError from error  # the slot moves; the lease tries again
             except UNAVAILABLE:
-                self._suspects.add(address)
-                self._is_doubtful = True
+                self._known.suspect(address)
                 raise
-        raise exceptions.ConnectionError(f"the cluster does not settle who owns slot {slot}")
+        raise unsettled(slot)
 
     def close(self) -> None:
         """Close all connections."""
@@ -110,28 +110,22 @@ class BlockingCluster(Redis):
         return self._clients[address]
 
     def _owner(self, slot: int) -> Address:
-        if self._is_doubtful:
+        if self._known.is_doubtful:
             self._ask_around()
-        found = self._map.owner(slot)
-        if found is None:
-            self._is_doubtful = True
-            raise exceptions.ConnectionError(f"no node of the cluster owns slot {slot}")
-        return found
+        return self._known.owner(slot)
 
     def _ask_around(self) -> None:
-        known = dict.fromkeys((*self._map.nodes, *self._seeds))
-        reason = ""
-        for address in sorted(known, key=self._suspects.__contains__):
+        asked, reason = self._known.to_ask(), ""
+        for address in asked:
             try:
                 reply = self._client(address).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
             except UNAVAILABLE as error:
-                self._suspects.add(address)
+                self._known.suspect(address)
                 reason = str(error)
                 continue
-            self._suspects.clear()
-            self._map, self._is_doubtful = read_slot_map(reply, address), False
+            self._known.learn(read_slot_map(reply, address))
             return
-        raise exceptions.ConnectionError(f"none of {len(known)} cluster nodes answers: {reason}")
+        raise nobody_answers(asked, reason)
 
 
 class _SlotPipeline(Pipeline):

@@ -9,11 +9,16 @@ from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.connection import AbstractConnection
 
 from common.topology.careful import UNAVAILABLE
+from common.topology.known_nodes import (
+    ASK_S,
+    MAX_REDIRECTS,
+    KnownNodes,
+    nobody_answers,
+    unsettled,
+)
 from common.topology.server_url import Address
 from common.topology.slots import SlotMap, read_slot_map
 
-ASK_S = 1.0
-MAX_REDIRECTS = 5
 REDIRECTIONS = (exceptions.MovedError, exceptions.AskError)
 
 Reply = TypeVar("Reply")
@@ -39,12 +44,9 @@ class Nodes:
     """The nodes of a cluster, a client for each, and who owns which slot."""
 
     def __init__(self, seeds: Sequence[Address], make: Callable[[Address], Redis]) -> None:
-        self._seeds = seeds
+        self._known = KnownNodes(seeds)
         self._make = make
         self._clients: dict[Address, Redis] = {}  # one that has left the cluster stays, unconnected
-        self._map = SlotMap(())
-        self._is_doubtful = True  # the map may be wrong: ask before the next command
-        self._suspects: set[Address] = set()  # did not answer lately: asked last
         self._lock = asyncio.Lock()
 
     def client(self, address: Address) -> Redis:
@@ -55,20 +57,17 @@ class Nodes:
 
     async def map(self, *, anew: bool = False) -> SlotMap:
         """Return who owns what; raises ``ConnectionError`` where no node knows."""
-        self._is_doubtful |= anew
-        if self._is_doubtful:
+        self._known.is_doubtful |= anew
+        if self._known.is_doubtful:
             async with self._lock:
-                if self._is_doubtful:
+                if self._known.is_doubtful:
                     await self._ask_around()
-        return self._map
+        return self._known.map
 
     async def owner(self, slot: int) -> Address:
         """Return the node that owns the slot; raises ``ConnectionError`` where none does."""
-        found = (await self.map()).owner(slot)
-        if found is None:
-            self._is_doubtful = True
-            raise exceptions.ConnectionError(f"no node of the cluster owns slot {slot}")
-        return found
+        await self.map()
+        return self._known.owner(slot)
 
     async def on_owner(self, slot: int, do: Callable[[Redis, bool], Awaitable[Reply]]) -> Reply:
         """Do something at the slot's owner; again only where it was surely not done.
@@ -83,7 +82,7 @@ class Nodes:
             except REDIRECTIONS as error:
                 asking = not isinstance(error, exceptions.MovedError)
                 address = (error.host or address[0], error.port)
-                self._is_doubtful |= not asking
+                self._known.is_doubtful |= not asking
             except Unreached:
                 self.suspect(address)
                 gone, address, asking = address, await self.owner(slot), False
@@ -92,12 +91,11 @@ class Nodes:
             except UNAVAILABLE:
                 self.suspect(address)
                 raise
-        raise exceptions.ConnectionError(f"the cluster does not settle who owns slot {slot}")
+        raise unsettled(slot)
 
     def suspect(self, address: Address) -> None:
         """Ask for the map before the next command, and this node last."""
-        self._suspects.add(address)
-        self._is_doubtful = True
+        self._known.suspect(address)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -105,24 +103,22 @@ class Nodes:
             await client.aclose()
 
     async def _ask_around(self) -> None:
-        known = dict.fromkeys((*self._map.nodes, *self._seeds))
-        reason = ""
-        for address in sorted(known, key=self._suspects.__contains__):
+        asked, reason = self._known.to_ask(), ""
+        for address in asked:
             try:
                 async with asyncio.timeout(ASK_S):
                     reply = await _ask_for_slots(self.client(address))
             except UNAVAILABLE as error:  # TimeoutError is an OSError
-                self._suspects.add(address)
-                reason = str(error) or "no reply in time"
+                self._known.suspect(address)
+                reason = str(error)
                 continue
-            self._suspects.clear()
             await self._adopt(read_slot_map(reply, address))
             return
-        raise exceptions.ConnectionError(f"none of {len(known)} cluster nodes answers: {reason}")
+        raise nobody_answers(asked, reason)
 
     async def _adopt(self, found: SlotMap) -> None:
         """Use the map. What still waits for a node that is out of it has waited long enough."""
-        self._map, self._is_doubtful = found, False
+        self._known.learn(found)
         for address in self._clients.keys() - set(found.nodes):
             try:
                 await self._clients[address].connection_pool.disconnect()
