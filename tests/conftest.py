@@ -10,11 +10,13 @@ from redis.asyncio import Redis
 
 from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
 from common.keys import Keys
+from common.topology.server_url import Topology
+from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.fleet import Fleet
 from tests.support.leaks import clear, find_leaks
 from tests.support.programs import Programs, running_programs
-from tests.support.servers import BACKENDS, STARTABLE, Backend, Server, Topology
-from tests.support.topologies import Cluster, SentinelSet, running
+from tests.support.servers import BACKENDS, STARTABLE, Backend, Server
+from tests.support.topologies import Cluster, SentinelSet, ports_of, running
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,6 +58,13 @@ def redis_url(
             server.start()
             yield server.url
             server.stop()
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
+    """A proxy before the session's server; before every node if it is a cluster."""
+    async with fault_proxy(*ports_of(redis_url)) as running:
+        yield running
 
 
 @pytest.fixture(params=STARTABLE, ids=str)

@@ -5,13 +5,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.fleet.clients import RETRY_S, Follower
+from bench.fleet.clients import RETRY_S, SILENCE_S, Follower
 from bench.fleet.gaps import Resumes
 from bench.fleet.process import kill_all
 from bench.fleet.stack import Fleet
 
 LEASE_S = 10.0  # the default
 FROZEN_S = LEASE_S + 4
+GATEWAY_FROZEN_S = SILENCE_S + 5
 SHORT_SILENCE_S = 5.0
 LONG_SILENCE_S = LEASE_S + 5
 
@@ -114,6 +115,15 @@ async def freeze_worker(scene: Scene) -> None:
     victim.thaw()
 
 
+async def freeze_gateway(scene: Scene) -> None:
+    """Freeze one gateway until its clients have given it up, and let it go on."""
+    victim = scene.fleet.gateways[0]
+    scene.strike(lambda follower: follower.url == victim.url)
+    victim.process.freeze()
+    await asyncio.sleep(GATEWAY_FROZEN_S)
+    victim.process.thaw()
+
+
 async def restart_in_turn(scene: Scene) -> None:
     """Replace every gateway and every worker, one after the other, by SIGTERM."""
     scene.strike_all()
@@ -156,6 +166,12 @@ FAULTS = (
     ),
     Fault(
         f"worker frozen for {FROZEN_S:g} s, thawed", freeze_worker, Resumes.NEXT_WORKER, LEASE_S + 2
+    ),
+    Fault(
+        f"gateway frozen for {GATEWAY_FROZEN_S:g} s, thawed",
+        freeze_gateway,
+        Resumes.NEXT_CONNECTION,
+        SILENCE_S + RETRY_S + 0.5,
     ),
     Fault("rolling restart of everything (SIGTERM)", restart_in_turn, resumes=None),
     Fault("everything killed (-9) at once, restarted", kill_everything, Resumes.NEXT_WORKER),

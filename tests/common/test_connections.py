@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis as SyncRedis
@@ -14,7 +13,7 @@ from common import connections
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
 from common.keys import Keys
 from common.topology.careful import Careful
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.fault_proxy import FaultProxy
 from tests.support.servers import Server
 from tests.support.waiting import within
 
@@ -138,15 +137,6 @@ async def _cancel_in_mid_reply(proxy: FaultProxy, client: Redis) -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     proxy.heal()
-
-
-@pytest.fixture
-async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
-    """A proxy before the session's server."""
-    port = urlsplit(redis_url).port
-    assert port
-    async with fault_proxy(port) as running:
-        yield running
 
 
 @pytest.mark.fault(13)

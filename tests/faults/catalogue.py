@@ -48,7 +48,6 @@ def _faults(group: Group, first: int, *names: str) -> tuple[Fault, ...]:
 
 
 _WITHOUT_TEST = {
-    20: "a client that asks nobody where to go cannot even start on these servers",
     36: "webhooks come with the control process, which is not there yet",
     41: "`make conformance` runs it, outside of pytest because of Node.js: docs/conformance.md",
 }
@@ -87,7 +86,7 @@ _NAMES = (
     *_faults(
         Group.READER,
         23,
-        "A gateway killed or restarted with open streams",
+        "A gateway killed, restarted or frozen with open streams",
         "A disconnect after every event; cursors of the future, of other jobs, of no job",
         "Attaching while tokens are appended; two tabs, one leaves",
         "Live messages repeated, reordered and dropped",

@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from common import job_store, lanes
+from common.connections import every_server
 from common.scripts import Script
 from tests.faults.checks import check_never_ends, check_whole, is_ended
 from tests.support.fault_proxy import FaultProxy, Trap
@@ -34,7 +35,8 @@ STEPS: dict[str, Script] = {
 async def set_trap(redis: Redis, proxy: FaultProxy, step: str, *, applied: bool) -> Trap:
     """Catch the worker at a step, before Redis takes it or when nobody knows that it did."""
     script = STEPS[step]
-    await redis.script_load(script.text)  # else the first call is answered with NOSCRIPT
+    for server in await every_server(redis):  # else the first call is answered with NOSCRIPT
+        await server.script_load(script.text)
     job = b"job_" if step == "claim" and applied else b""  # a claim of nothing is no step
     return proxy.set_trap(script.sha.encode(), applied=applied, reply=job)
 

@@ -17,9 +17,9 @@ from gateway.relay import Relay
 from tests.gateway.followers import Follower, check_is_log, log_of
 from tests.gateway.player import Attempt
 from tests.gateway.running import running_relay, until_idle
-from tests.gateway.test_doorbell import kill_subscribers, num_subscribers
 from tests.support.jobs import TENANT, make_job, start, submit
 from tests.support.servers import Server
+from tests.support.subscriptions import kill_subscriptions, num_subscribers
 from tests.support.waiting import eventually, within
 
 RESYNC_S = 0.05
@@ -384,7 +384,7 @@ async def test_events_of_a_broken_connection_are_made_up_for(
     async with running_relay(redis_url, keys, resync_s=60) as relay:
         follower = Follower(relay, TENANT, attempt.job_id)
         await follower.attach()
-        await kill_subscribers(redis)
+        await kill_subscriptions(redis)
         await attempt.say("a")
         await attempt.end()
         async with within():

@@ -34,6 +34,7 @@ from tests.gateway.player import Attempt
 from tests.gateway.running import running_relay, until_idle
 from tests.support.jobs import TENANT, start, submit
 from tests.support.leaks import clear
+from tests.support.subscriptions import kill_subscriptions
 from tests.support.waiting import within
 
 NUM_FOLLOWERS = 3
@@ -144,7 +145,7 @@ async def _act(
                 attached.discard(follower)
                 await follower.leave()
             case Verb.CUT:
-                await redis.client_kill_filter(_type="pubsub")
+                await kill_subscriptions(redis)
     await attempt.end()
     await _read_to_end(followers, patience_s)
     log = await log_of(store, job_id)

@@ -16,9 +16,9 @@ from gateway.relay import Relay, stream_diverged
 from tests.gateway.followers import Follower, check_is_log, log_of
 from tests.gateway.player import Attempt
 from tests.gateway.running import running_relay, until_idle
-from tests.gateway.test_doorbell import kill_subscribers
 from tests.gateway.test_relay import DeafDoorbell, begin, open_nowhere
 from tests.support.jobs import RETENTION_MS, TENANT
+from tests.support.subscriptions import kill_subscriptions
 from tests.support.waiting import eventually, within
 
 pytestmark = pytest.mark.anyio
@@ -106,7 +106,7 @@ async def open_ahead(url: str, keys: Keys, store: JobStore, redis: Redis) -> int
     async with running_relay(url, keys, resync_s=60) as relay:
         await attempt.say("one", "two", "three")
         await eventually(lambda: is_connected(relay))
-        await kill_subscribers(redis)
+        await kill_subscriptions(redis)
         await eventually(lambda: is_connected(relay))
         await lose_events(redis, keys, attempt, 3)
         async with within(), asyncio.TaskGroup() as group:

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from common.events import Event
-from tests.support.fleet import NUM_TOKENS, Fleet
+from common.events import Event, is_terminal
+from tests.support.fleet import NUM_TOKENS, TOKENS_PER_S, Fleet
 from tests.support.readers import (
     CHROMIUM,
     NEEDS_CHROMIUM,
@@ -24,6 +24,7 @@ from tests.support.waiting import within
 pytestmark = pytest.mark.anyio
 
 LONG = 2 * NUM_TOKENS
+FOR_TWENTY_SECONDS = int(20 * TOKENS_PER_S)
 
 
 async def disturb(fleet: Fleet, number: signal.Signals, exit_code: int) -> None:
@@ -76,6 +77,40 @@ async def test_a_browser_reads_on_when_its_gateway_comes_back(fleet: Fleet) -> N
         assert await page.evaluate("window.connections") == 2
     story = await fleet.story(job_id)
     story.check(seen)
+    await fleet.check_at_rest()
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize(
+    "num_tokens", [LONG, pytest.param(FOR_TWENTY_SECONDS, marks=pytest.mark.faults)]
+)
+async def test_a_frozen_gateway_that_wakes_up_gives_its_readers_the_rest(
+    fleet: Fleet, num_tokens: int
+) -> None:
+    """Who reads elsewhere does not wait for it; its own readers have every event once, late.
+
+    That it stands still is seen: at the end of the job none of its readers has the end.
+    """
+    await fleet.start(gateways=2, workers=1)
+    frozen, other = fleet.gateways
+    job_id = await fleet.submit("Two doors of one house", max_tokens=num_tokens)
+    late: list[Reader] = [SseReader(job_id), WsReader(job_id)]
+    elsewhere = SseReader(job_id)
+    async with within(60), asyncio.TaskGroup() as group:
+        for reader in late:
+            group.create_task(reader.read(frozen.url))
+            await reader.has(20)
+        frozen.program.send(signal.SIGSTOP)
+        await elsewhere.read(other.url)
+        assert not any(reader.is_done for reader in late)
+        frozen.program.send(signal.SIGCONT)
+
+    story = await fleet.story(job_id)
+    assert story.outline == "accepted started tokens completed"
+    for reader in (*late, elsewhere):
+        story.check(reader.seen)
+    answer = await fleet.follow(await fleet.submit("Is it awake?", max_tokens=5))
+    assert is_terminal(answer[-1][1])
     await fleet.check_at_rest()
 
 

@@ -20,6 +20,7 @@ from gateway.protocol import HttpConnection
 from gateway.relay import Relay
 from headrace.cli import main
 from tests.support.cutting import cut
+from worker.attempt import AttemptLog
 from worker.bell import Bell
 from worker.engine import fake
 from worker.engine.fake import FakeEngine
@@ -74,6 +75,16 @@ def no_repeat_check() -> None:
     """Let an append write what the log has already."""
     cut(job_store._APPEND, GAP_CHECK)
     cut(job_store._APPEND, REPEAT_CHECK, "for i = 4, #ARGV do")
+
+
+def no_second_sending() -> None:
+    """Let a worker believe that a log keeps what it once had."""
+    confirm = AttemptLog.confirm
+
+    def confirm_forward(log: AttemptLog, next_n: int) -> None:
+        confirm(log, max(next_n, log.confirmed))
+
+    _replace(AttemptLog, "confirm", confirm_forward)
 
 
 def reckless() -> None:
@@ -243,8 +254,8 @@ CHANGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
         deaf_to_cancels, deaf_worker, hasty, hoards, hurries, impatient, lease_in_loop,
-        no_fence, no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_sweep,
-        reckless,
+        no_fence, no_hand_over, no_loop_watch, no_repeat_check, no_resync, no_second_sending,
+        no_sweep, reckless,
         of_tomorrow, strict, toxic,
     )
 }  # fmt: skip

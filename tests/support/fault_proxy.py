@@ -1,9 +1,11 @@
 """A bad network: a TCP proxy on loopback that delays, cuts, truncates and swallows."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 _CHUNK = 64 * 1024
 
@@ -27,17 +29,18 @@ class Trap:
 
 
 class FaultProxy:
-    """Passes bytes on to a loopback port, as long as nothing is wrong with it.
+    """Passes bytes on to loopback ports, as long as nothing is wrong with it.
 
     ``delay_s`` holds every chunk back. ``num_cut`` counts connections that were ended from here.
-    ``port`` is where the server seems to be.
+    Where the nodes of a cluster say on which ports the others are, it says its own instead: who
+    comes in through it never finds a way around it.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.delay_s = 0.0
         self.num_cut = 0
-        self._target = port
-        self.port = 0
+        self._tls = tls
+        self._doors: dict[int, int] = {}  # our ports by those behind them
         self._flows = asyncio.Event()
         self._flows.set()
         self._truncate_at: int | None = None  # of the next reply
@@ -45,9 +48,23 @@ class FaultProxy:
         self._open: set[asyncio.StreamWriter] = set()
 
     @property
+    def port(self) -> int:
+        """Where the server seems to be, or the first of them."""
+        return next(iter(self._doors.values()))
+
+    @property
     def url(self) -> str:
-        """Where the server seems to be."""
-        return f"redis://127.0.0.1:{self.port}"
+        """Where Redis seems to be."""
+        if len(self._doors) == 1:
+            return f"redis://127.0.0.1:{self.port}"
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{door}" for door in self._doors.values())
+
+    async def open_door(self, port: int) -> asyncio.Server:
+        """Listen for who wants to reach the port."""
+        serve = partial(self._serve, port)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self._tls)
+        self._doors[port] = server.sockets[0].getsockname()[1]
+        return server
 
     def swallow(self) -> None:
         """Let nothing through from now on, in either direction; connections stay open."""
@@ -75,9 +92,10 @@ class FaultProxy:
         self._trap = Trap(command, applied, reply)
         return self._trap
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client."""
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+    async def _serve(
+        self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
         ends = {writer, server_writer}
         self._open |= ends
         try:
@@ -114,12 +132,19 @@ class FaultProxy:
                     await self._trap.hold()
                 caught.clear()
             cut_at, self._truncate_at = self._truncate_at, None
-            writer.write(chunk[:cut_at])
+            writer.write(self._with_our_ports(chunk)[:cut_at])
             await writer.drain()
             if cut_at is not None:
                 self.num_cut += 1
                 break
         raise ConnectionResetError
+
+    def _with_our_ports(self, chunk: bytes) -> bytes:
+        """Replace the ports in ``CLUSTER SLOTS`` and in redirections; both end with one."""
+        if len(self._doors) > 1:
+            for port, door in self._doors.items():
+                chunk = chunk.replace(b":%d\r\n" % port, b":%d\r\n" % door)
+        return chunk
 
     async def _next(self, reader: asyncio.StreamReader) -> bytes:
         """Return the next bytes when the network lets them through."""
@@ -130,14 +155,14 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(port: int) -> AsyncIterator[FaultProxy]:
-    """Run a proxy before a port of this machine."""
-    proxy = FaultProxy(port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
-        yield proxy
-    finally:
-        server.close()
-        proxy.heal()
-        proxy.cut()
+async def fault_proxy(*ports: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultProxy]:
+    """Run a proxy before ports of this machine: that of a server, or those of a whole cluster."""
+    proxy = FaultProxy(tls)
+    async with AsyncExitStack() as open_doors:
+        for port in ports:
+            open_doors.callback((await proxy.open_door(port)).close)
+        try:
+            yield proxy
+        finally:
+            proxy.heal()
+            proxy.cut()

@@ -11,12 +11,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from common.topology.server_url import Topology
 from headrace import tether
 
 START_S = 20.0
@@ -29,14 +29,6 @@ _FLAGS = [
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
     *("--maxmemory-policy", "noeviction"),
 ]
-
-
-class Topology(StrEnum):
-    """How many servers a backend has."""
-
-    SINGLE = "single"
-    SENTINEL = "sentinel"
-    CLUSTER = "cluster"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """TLS for tests: an authority, certificates of its own, and a TLS door before a plain server."""
 
-import asyncio
 import shutil
 import ssl
 import subprocess
@@ -9,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.fault_proxy import FaultProxy
+from tests.support.fault_proxy import fault_proxy
 
 OPENSSL = shutil.which("openssl")
 NEEDS_OPENSSL = "needs openssl, which makes the certificates (Debian: apt-get install openssl)"
@@ -59,10 +58,5 @@ async def tls_door(
     if asks_for:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(asks_for)
-    proxy = FaultProxy(port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        proxy.cut()
+    async with fault_proxy(port, tls=context) as proxy:
+        yield proxy.port

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from common.topology.server_url import Topology, read_url
 from tests.support.servers import Server, free_port
 
 SERVICE = "mill"
@@ -21,6 +22,9 @@ _NUM_SLOTS = 16_384
 _NUM_SENTINELS = 3
 _REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
+
+End = Callable[[Server], None]
+"""How a server leaves: killed, or frozen."""
 
 Tls = Sequence[str]
 """The flags of a server that has TLS: names and values, one after the other."""
@@ -114,8 +118,10 @@ class Cluster:
                 return self._on(int(owner[1]))
         raise AssertionError(f"nobody owns slot {slot}")
 
-    def wait_failover(self, key: str, lost: Node) -> None:
-        """Return once another server owns the key's slot and takes writes."""
+    def lose_primary(self, key: str, end: End = Server.kill) -> None:
+        """End the server that owns the key's slot; returns when its replica takes writes."""
+        lost = self.owner(key)
+        end(lost)
         until(lambda: self.owner(key, lost) is not lost, "the replica takes over")
         alive = [server for server in self.servers if server is not lost]
         until(lambda: all(map(self._is_up, alive)), "the cluster is up again")
@@ -199,8 +205,9 @@ class SentinelSet:
         for server in (*self.sentinels, self.replica, self.primary):
             server.kill()
 
-    def wait_failover(self) -> None:
-        """Return once every sentinel names the replica as the primary."""
+    def lose_primary(self, _key: str = "", end: End = Server.kill) -> None:
+        """End the primary; returns when every sentinel names the replica instead of it."""
+        end(self.primary)
         until(lambda: all(map(self._names_replica, self.sentinels)), "the replica takes over")
 
     def _names_replica(self, sentinel: Server) -> bool:
@@ -216,6 +223,18 @@ def running(topology: Cluster | SentinelSet) -> Iterator[str]:
         yield topology.url
     finally:
         topology.stop()
+
+
+def ports_of(url: str) -> list[int]:
+    """Return the ports on which clients of this URL talk to Redis: all nodes, or the primary."""
+    place = read_url(url)
+    if place.topology is Topology.SINGLE:
+        return [place.options["port"]]
+    with Redis(port=place.addresses[0][1], socket_timeout=2.0) as client:
+        if place.topology is Topology.SENTINEL:
+            return [int(client.sentinel_get_master_addr_by_name(place.service)[1])]
+        slots = client.execute_command("CLUSTER SLOTS")
+        return sorted({int(node[1]) for _, _, *nodes in slots for node in nodes})
 
 
 def _is_primary(server: Server) -> bool:

@@ -39,19 +39,25 @@ async def outlive(fleet: Fleet, texts: list[str], strike: Callable[[str], None])
         assert not readers[0].is_done, "the fault comes too late to bite"
         await asyncio.to_thread(strike, jobs[0])
 
-    async def answers() -> bool:  # to us, who have not asked since before the fault
-        try:
-            return len(await fleet.store.top(jobs)) == len(jobs)
-        except UNAVAILABLE:
-            return False
-
-    await eventually(answers)
+    await until_answered(fleet, jobs)
     stories = [await fleet.story(job) for job in jobs]
     assert [story.text for story in stories] == texts
     for story, reader in zip(stories, readers, strict=True):
         assert reader.num_connections == 1
         story.check(reader.seen)
     return stories
+
+
+async def until_answered(fleet: Fleet, jobs: list[str]) -> None:
+    """Wait until the server answers us too, who have not asked since before the fault."""
+
+    async def answers() -> bool:
+        try:
+            return len(await fleet.store.top(jobs)) == len(jobs)
+        except UNAVAILABLE:
+            return False
+
+    await eventually(answers)
 
 
 async def outlive_a_worker(fleet: Fleet, texts: list[str]) -> None:

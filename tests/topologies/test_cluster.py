@@ -1,13 +1,11 @@
 """Redis Cluster: jobs in every shard, and shards that lose their primary."""
 
-from collections.abc import Callable
-
 import pytest
 
 from common.keys import Keys
 from tests.support.jobs import MODEL
 from tests.support.servers import Server
-from tests.support.topologies import Cluster, Node
+from tests.support.topologies import Cluster, End
 from tests.topologies.conftest import FleetOn
 from tests.topologies.lives import expected_texts, outlive, outlive_a_worker
 
@@ -24,15 +22,7 @@ async def test_a_fleet_on_a_cluster_outlives_workers_and_a_primary(
         texts = await expected_texts(fleet)
         await outlive_a_worker(fleet, texts)
         await fleet.start(gateways=0, workers=1)
-        struck: list[Node] = []
-
-        def strike(job_id: str) -> None:
-            record = keys.job(job_id).record
-            struck.append(cluster.owner(record))
-            struck[0].kill()
-            cluster.wait_failover(record, struck[0])
-
-        await outlive(fleet, texts, strike)
+        await outlive(fleet, texts, lambda job: cluster.lose_primary(keys.job(job).record))
         await fleet.check_at_rest()
 
 
@@ -40,7 +30,7 @@ async def test_a_fleet_on_a_cluster_outlives_workers_and_a_primary(
 @pytest.mark.parametrize("end", [Server.kill, Server.freeze], ids=["killed", "frozen"])
 @pytest.mark.parametrize("shard", ["job", "model"])
 async def test_every_shard_may_lose_its_primary(
-    cluster: Cluster, fleet_on: FleetOn, keys: Keys, end: Callable[[Server], None], shard: str
+    cluster: Cluster, fleet_on: FleetOn, keys: Keys, end: End, shard: str
 ) -> None:
     """That of the jobs' logs or that of the lanes and leases, dead or only silent."""
     async with fleet_on(cluster.url) as fleet:
@@ -49,9 +39,7 @@ async def test_every_shard_may_lose_its_primary(
 
         def strike(job_id: str) -> None:
             key = keys.job(job_id).record if shard == "job" else keys.model(MODEL).workers
-            old = cluster.owner(key)
-            end(old)
-            cluster.wait_failover(key, old)
+            cluster.lose_primary(key, end)
 
         await outlive(fleet, texts, strike)
         await fleet.check_at_rest()

@@ -7,7 +7,9 @@ import pytest
 from common.connections import UNAVAILABLE, command_client, pubsub_client
 from common.keys import Keys
 from common.topology import roaming
-from tests.support.fleet import NUM_TOKENS
+from tests.faults.checks import check_never_ends
+from tests.support.fleet import LEASE_S, NUM_TOKENS
+from tests.support.servers import Server
 from tests.support.topologies import SentinelSet, ask, is_synced, until
 from tests.support.waiting import within
 from tests.topologies.conftest import FleetOn
@@ -17,6 +19,7 @@ from tests.topologies.lives import (
     expected_texts,
     outlive,
     outlive_a_worker,
+    until_answered,
 )
 
 pytestmark = pytest.mark.anyio
@@ -35,8 +38,7 @@ async def test_a_fleet_outlives_workers_and_the_primary(
 
         def strike(_job_id: str) -> None:
             assert ask(sentinels.primary, "WAIT", 1, 1000) == 1
-            sentinels.primary.kill()
-            sentinels.wait_failover()
+            sentinels.lose_primary()
 
         await outlive(fleet, texts, strike)
         await fleet.check_at_rest()
@@ -51,23 +53,35 @@ async def test_a_tail_that_was_not_replicated_is_sent_again(
     async with fleet_on(sentinels.url) as fleet:
         await fleet.start()
         texts = await expected_texts(fleet)
-        lost: list[int] = []
-
-        def strike(job_id: str) -> None:
-            primary, replica = sentinels.primary, sentinels.replica
-            log = keys.job(job_id).log
-            ask(primary, "ACL", "SETUSER", "default", "-psync", "-sync")
-            ask(primary, "CLIENT", "KILL", "TYPE", "replica")
-            had = ask(replica, "XLEN", log)
-            until(lambda: ask(primary, "XLEN", log) > had + 20, "the primary is ahead")
-            had = ask(replica, "XLEN", log)
-            lost.append(ask(primary, "XLEN", log) - had)
-            primary.kill()
-            sentinels.wait_failover()
-
-        await outlive(fleet, texts, strike)
-        assert lost[0] > 10, "the fault has not bitten"
+        await outlive(fleet, texts, lambda job_id: lose_tail(sentinels, keys.job(job_id).log))
         await fleet.check_at_rest()
+
+
+@pytest.mark.control(20)
+@pytest.mark.faults
+async def test_without_sending_it_again_the_job_never_ends(
+    sentinels: SentinelSet, fleet_on: FleetOn, keys: Keys
+) -> None:
+    """A worker that takes its word for Redis's goes on behind a gap, where nothing is accepted."""
+    async with fleet_on(sentinels.url) as fleet:
+        await fleet.start(changes="no_second_sending")
+        job_id = await fleet.submit(PROMPTS[0], max_tokens=NUM_TOKENS)
+        await fleet.logged(job_id, 15)
+        await asyncio.to_thread(lose_tail, sentinels, keys.job(job_id).log)
+        await until_answered(fleet, [job_id])
+        await check_never_ends(fleet, job_id, 3 * LEASE_S)
+
+
+def lose_tail(sentinels: SentinelSet, log: str) -> None:
+    """Kill the primary when it is ahead of its replica; returns after the failover."""
+    primary, replica = sentinels.primary, sentinels.replica
+    ask(primary, "ACL", "SETUSER", "default", "-psync", "-sync")
+    ask(primary, "CLIENT", "KILL", "TYPE", "replica")
+    had = ask(replica, "XLEN", log)
+    until(lambda: ask(primary, "XLEN", log) > had + 20, "the primary is ahead")
+    lost = ask(primary, "XLEN", log) - ask(replica, "XLEN", log)
+    sentinels.lose_primary()
+    assert lost > 10, "the fault has not bitten"
 
 
 @pytest.mark.faults
@@ -76,12 +90,7 @@ async def test_a_primary_that_hangs_is_left(sentinels: SentinelSet, fleet_on: Fl
     async with fleet_on(sentinels.url) as fleet:
         await fleet.start()
         texts = await expected_texts(fleet)
-
-        def strike(_job_id: str) -> None:
-            sentinels.primary.freeze()
-            sentinels.wait_failover()
-
-        await outlive(fleet, texts, strike)
+        await outlive(fleet, texts, lambda _job: sentinels.lose_primary(end=Server.freeze))
         await fleet.check_at_rest()
         await asyncio.to_thread(sentinels.primary.thaw)
         await asyncio.to_thread(until, lambda: is_synced(sentinels.primary), "it follows")

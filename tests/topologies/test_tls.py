@@ -12,13 +12,13 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.connections import command_client, lease_client
+from common.keys import Keys
 from tests.support.programs import Programs
 from tests.support.servers import STARTABLE, Server, free_port
 from tests.support.tls import NEEDS_OPENSSL, OPENSSL, Authority, Certificate, tls_door
 from tests.support.topologies import Cluster, SentinelSet, running
-from tests.support.waiting import within
 from tests.topologies.conftest import FleetOn
-from tests.topologies.lives import UNDISTURBED
+from tests.topologies.lives import UNDISTURBED, expected_texts, outlive
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not OPENSSL, reason=NEEDS_OPENSSL)]
 
@@ -130,22 +130,25 @@ async def test_a_server_that_proves_nothing_is_refused(server: TlsServer, tmp_pa
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", [Cluster, SentinelSet])
 async def test_sentinels_and_clusters_may_have_tls(
-    kind: type[Cluster | SentinelSet], fleet_on: FleetOn, tmp_path: Path
+    kind: type[Cluster | SentinelSet], fleet_on: FleetOn, keys: Keys, tmp_path: Path
 ) -> None:
-    """Between all of them, and to the clients; the control is the URL without the authority."""
+    """Between all of them and to the clients, whoever is the primary by now.
+
+    The control is the URL without the authority.
+    """
     assert REDIS
     authority = Authority(tmp_path, "authority")
     flags = _certificate_flags(authority, authority.issue("server", "IP:127.0.0.1"))
-    with running(kind(Path(REDIS), tmp_path, flags)) as url:
+    topology = kind(Path(REDIS), tmp_path, flags)
+    with running(topology) as url:
         async with command_client(url) as client:
             with pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
                 await client.ping()
         trusting = f"{url}?ssl_ca_certs={authority.own.file}"
-        async with within(30), fleet_on(trusting) as fleet:
+        async with fleet_on(trusting) as fleet:
             await fleet.start(workers=1)
-            job_id = await fleet.submit("Who may read this?")
-            seen = await fleet.follow(job_id)
-            (await fleet.story(job_id)).check(seen)
+            texts = await expected_texts(fleet)
+            await outlive(fleet, texts, lambda job: topology.lose_primary(keys.job(job).record))
             await fleet.check_at_rest()
 
 

@@ -10,6 +10,7 @@ from common.connections import pubsub_client
 from common.keys import Keys
 from common.prompts import forget_message
 from tests.support.jobs import MODEL
+from tests.support.subscriptions import kill_subscriptions, num_subscribers
 from tests.support.waiting import eventually, within
 from worker.bell import Bell
 
@@ -59,12 +60,6 @@ async def bell(redis_url: str, keys: Keys, ears: Ears) -> AsyncIterator[Bell]:
     await client.aclose()
 
 
-async def listeners(redis: Redis, channel: str) -> int:
-    """Return how many connections listen to a channel."""
-    [(_, count)] = await redis.pubsub_numsub(channel)
-    return int(count)
-
-
 async def test_it_hears_what_to_forget(bell: Bell, redis: Redis, keys: Keys, ears: Ears) -> None:
     """A sequence is not taken for a job; without a listener it is passed over."""
     forgotten: asyncio.Queue[tuple[str, tuple[int, ...]]] = asyncio.Queue()
@@ -110,7 +105,7 @@ async def test_a_renamed_worker_is_reached_under_its_new_id(
 @pytest.mark.usefixtures("bell")
 async def test_a_killed_connection_is_replaced(redis: Redis, keys: Keys, ears: Ears) -> None:
     """It may have rung meanwhile, so the new subscription says that there may be work."""
-    assert await redis.client_kill_filter(_type="pubsub")
+    assert await kill_subscriptions(redis)
     await ears.hear_work()
     await redis.publish(keys.worker_ctl("w1"), "job_1")
     assert await ears.hear_cancel() == "job_1"
@@ -120,13 +115,13 @@ async def test_a_rename_on_a_dead_connection_takes_effect_with_the_next(
     bell: Bell, redis: Redis, keys: Keys, ears: Ears
 ) -> None:
     """The worker outlives the moment between the loss and its notice."""
-    killed = await redis.client_kill_filter(_type="pubsub")
+    killed = await kill_subscriptions(redis)
     await bell.rename("w2")
     assert killed
     await ears.hear_work()
 
     async def is_heard() -> bool:
-        return await listeners(redis, keys.worker_ctl("w2")) == 1
+        return await num_subscribers(redis, keys.worker_ctl("w2")) == 1
 
     await eventually(is_heard)
     await redis.publish(keys.worker_ctl("w2"), "job_2")
