@@ -46,7 +46,6 @@ async def test_work_without_a_worker_fails(redis: Redis, keys: Keys) -> None:
     found = await checks.lanes(redis, keys)
     assert (found.level, found.found) == (Level.FAIL, "m: 1 waiting, 0 held")
     assert found.todo == "start a worker: headrace worker --model m"
-    await redis.delete(*[key async for key in redis.scan_iter(f"{keys.prefix}:*")])
 
 
 class SlowClock:

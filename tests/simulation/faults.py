@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from common.topology.cluster import ClusterRedis
 
 Reply = TypeVar("Reply")
 
@@ -41,7 +43,7 @@ class Faults:
 
 
 class FaultyRedis(Redis):
-    """A command client with faults."""
+    """A command client with faults: of each command, and of each pipeline as a whole."""
 
     def __init__(self, client: Redis, faults: Faults) -> None:
         super().__init__(connection_pool=client.connection_pool)
@@ -53,12 +55,39 @@ class FaultyRedis(Redis):
         return await self._faults.around(lambda: send(*args, **options))  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """Return a pipeline with the same faults: it goes through as a whole or not at all."""
-        pipeline = super().pipeline(transaction, shard_hint)
-        execute = pipeline.execute
+        """Return a pipeline with the same faults."""
+        return _faulty(super().pipeline(transaction, shard_hint), self._faults)
 
-        async def execute_with_faults(raise_on_error: bool = True) -> Any:
-            return await self._faults.around(lambda: execute(raise_on_error))
 
-        pipeline.execute = execute_with_faults  # type: ignore[method-assign]
-        return pipeline
+class FaultyCluster(ClusterRedis):
+    """The same for a cluster."""
+
+    def __init__(self, client: ClusterRedis, faults: Faults) -> None:
+        super().__init__(client._nodes, lambda _: BlockingConnectionPool())
+        self._faults = faults
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command."""
+        send = super().execute_command
+        return await self._faults.around(lambda: send(*args, **options))
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return a pipeline with the same faults."""
+        return _faulty(super().pipeline(transaction, shard_hint), self._faults)
+
+
+def with_faults(client: Redis, faults: Faults) -> Redis:
+    """Return a client with faults of the same server or cluster."""
+    if isinstance(client, ClusterRedis):
+        return FaultyCluster(client, faults)
+    return FaultyRedis(client, faults)
+
+
+def _faulty(pipeline: Pipeline, faults: Faults) -> Pipeline:
+    execute = pipeline.execute
+
+    async def execute_with_faults(raise_on_error: bool = True) -> Any:
+        return await faults.around(lambda: execute(raise_on_error))
+
+    pipeline.execute = execute_with_faults  # type: ignore[method-assign]
+    return pipeline

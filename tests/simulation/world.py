@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
-from common.connections import UNAVAILABLE
+from common.connections import UNAVAILABLE, every_server
 from common.dead_letters import DeadLetters
 from common.events import Cancelled, Completed, Failed
 from common.job_store import JobStore
@@ -19,7 +19,7 @@ from common.lanes import Lanes
 from common.registry import Heartbeat
 from common.settings import Settings
 from tests.simulation.actors import MAX_LOSSES, SimulatedGateway, SimulatedWorker, text_of
-from tests.simulation.faults import Crashed, Faults, FaultyRedis
+from tests.simulation.faults import Crashed, Faults, with_faults
 from tests.support.jobs import MODEL
 from tests.support.leaks import find_leaks
 from tests.support.oracle import Story
@@ -56,7 +56,7 @@ class World:
         self._store = JobStore(redis, keys)
         self._lanes = Lanes(redis, keys, MODEL)
         self._heartbeat = Heartbeat(sync, keys, HOUR_S)
-        self._faulty = FaultyRedis(redis, self._faults)
+        self._faulty = with_faults(redis, self._faults)
         given: dict[str, Any] = {"default_model": MODEL, "key_prefix": keys.prefix}
         self._settings = Settings(**given)
         self._gateway = SimulatedGateway(self._faulty, keys, self._settings)
@@ -67,7 +67,7 @@ class World:
     async def live(self) -> None:
         """Let everything happen that can."""
         await self._redis.set(self._keys.secret, FLEET_SECRET)
-        await self._redis.script_flush()  # a script that is missing is one command more
+        await self._forget_scripts()  # a script that is missing is one command more
         actions = {
             self._submit: 3, self._repeat: 3, self._cancel: 1, self._follow: 3,
             self._hire: 1, self._claim: 5, self._generate: 6, self._flush: 6, self._beat: 2,
@@ -225,8 +225,12 @@ class World:
 
     async def _restart(self) -> None:
         """A server that comes back knows no scripts; a gateway that comes back knows nothing."""
-        await self._redis.script_flush()
+        await self._forget_scripts()
         self._gateway = SimulatedGateway(self._faulty, self._keys, self._settings)
+
+    async def _forget_scripts(self) -> None:
+        for server in await every_server(self._redis):
+            await server.script_flush()
 
     def _pick(self) -> SimulatedWorker | None:
         return self._random.choice(self.workers) if self.workers else None

@@ -4,16 +4,14 @@ import ast
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 import common
 import worker
 from common import job_store, lanes, prompts, registry
 from common.job_store import Outcome
-from common.keys import Keys
 from common.registry import Registry
 from common.scripts import Script
-from tests.support.cutting import cut_for_now
+from tests.support.cutting import cut, cut_for_now
 from tests.support.jobs import MODEL, STOPPED, append, read, start, submit
 from tests.support.waiting import eventually
 from tests.worker.conftest import MakeRig
@@ -41,11 +39,11 @@ TIMED = [
 ]
 """The scripts that ask for the time."""
 
-# The server's own clock cannot be set. This one is wrong by what a key says.
+# The server's own clock cannot be set. This one is wrong by so many seconds.
 CLOCK = """
 local function clock()
   local time = redis.call('TIME')
-  time[1] = tostring(tonumber(time[1]) + tonumber(redis.call('GET', '{key}') or '0'))
+  time[1] = tostring(tonumber(time[1]) + {error_s})
   return time
 end
 """
@@ -54,32 +52,33 @@ end
 class Clock:
     """The time of Redis, for scripts and for the registry."""
 
-    def __init__(self, redis: Redis, key: str) -> None:
-        self._redis = redis
-        self._key = key
+    def __init__(self) -> None:
+        self.error_s = 0
 
-    async def step(self, seconds: int) -> None:
+    def step(self, seconds: int) -> None:
         """Let the clock jump."""
-        await self._redis.incrby(self._key, seconds)
-        await self._redis.expire(self._key, 600)
+        old = self.text
+        self.error_s += seconds
+        for script in TIMED:
+            cut(script, old, self.text)
 
-    async def error_ms(self) -> int:
-        """Return by how much it is wrong."""
-        return 1000 * int(await self._redis.get(self._key) or 0)
+    @property
+    def text(self) -> str:
+        """What a script has instead of its server's clock."""
+        return CLOCK.replace("{error_s}", str(self.error_s))
 
 
 @pytest.fixture
-def clock(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that is right until it is stepped."""
-    wrong = Clock(redis, f"{keys.prefix}:clock")
+    wrong = Clock()
     for script in TIMED:
         cut_for_now(monkeypatch, script, "redis.call('TIME')", "clock()")
-        text = CLOCK.replace("{key}", wrong._key) + script.text
-        cut_for_now(monkeypatch, script, script.text, text)
+        cut_for_now(monkeypatch, script, script.text, wrong.text + script.text)
     now_ms = Registry.now_ms
 
     async def wrong_ms(asked: Registry) -> int:
-        return await now_ms(asked) + await wrong.error_ms()
+        return await now_ms(asked) + 1000 * wrong.error_s
 
     monkeypatch.setattr(Registry, "now_ms", wrong_ms)
     return wrong
@@ -113,7 +112,7 @@ async def test_a_clock_that_jumps_in_mid_answer(
     ]
     for job_id in jobs:
         await has_events(backend, job_id, 10)
-    await clock.step(seconds)
+    clock.step(seconds)
     for rig in rigs:
         await rig.sweeper.sweep()
     for job_id in jobs:
@@ -131,7 +130,7 @@ async def test_a_worker_that_dies_after_the_clock_went_back_is_replaced(
     dead = await make_rig(engine=CutEngine(3), lease_s=0.5).start()
     job_id = await hold_at(dead, backend, deadline_s=LONG_S)
     before = (await read(backend.store, job_id)).epoch
-    await clock.step(-HOUR_S)
+    clock.step(-HOUR_S)
     await beats(backend, dead.worker_id, clock)
     await dead.kill()
     living = await make_rig().start()
