@@ -21,7 +21,6 @@ from common.topology.server_url import Address, ServerUrl, Topology, Transport, 
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
-PUBSUB_HEALTH_S = 10.0
 
 _KEEPALIVE: dict[int, int] = {
     getattr(socket, name): value
@@ -51,10 +50,13 @@ def command_client(url: str, *, max_connections: int = 64) -> Redis:
 
 
 def pubsub_client(url: str) -> Redis:
-    """Return the client for subscriptions: reads wait for ever, a PING proves the path."""
+    """Return the client for subscriptions: reads wait for ever.
+
+    Who must not be deaf proves the path (``gateway.doorbell``) or looks now and then.
+    """
     server = read_url(url)
     options = _options(server, None)
-    options |= {"max_connections": 4, "health_check_interval": PUBSUB_HEALTH_S}
+    options |= {"max_connections": 4}
     return _client(server, options)
 
 

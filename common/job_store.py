@@ -1,6 +1,7 @@
 """The job record and its log: typed callers of the scripts that change them."""
 
 import enum
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ _APPEND = Script("append", shared="events")
 _FINISH = Script("finish", shared="events")
 _REQUEUE = Script("requeue", shared="events")
 _CANCEL = Script("cancel")
+_MARK_DURABLE = Script("mark_durable")
 
 
 class Outcome(enum.StrEnum):
@@ -226,16 +228,16 @@ class JobStore:
         return Outcome(reply[0].decode()), int(reply[1])
 
     async def reach_disk(self, job_id: str, timeout_s: float) -> bool:
-        """Return whether all that was written so far is in the server's append-only file.
+        """Return whether the job, and all that was written before, is in the append-only file.
 
         Raises ``ResponseError`` for a server that has none, or is older than Redis 7.2.
         """
         async with self._redis.pipeline(transaction=False) as pipeline:
             # WAITAOF speaks of its own connection's writes; the file has all earlier ones before.
-            pipeline.hset(self._keys.job(job_id).record, "durable", "1")
+            pipeline.eval(_MARK_DURABLE.text, 1, self._keys.job(job_id).record)
             pipeline.execute_command("WAITAOF", 1, 0, round(timeout_s * 1000))
-            _, (num_local, _) = await pipeline.execute()
-        return bool(num_local)
+            is_there, (num_local, _) = await pipeline.execute()
+        return bool(is_there and num_local)
 
     async def cancel(self, job_id: str) -> tuple[Outcome, JobState | None, str]:
         """Set the durable cancel flag; returns (OK, CLOSED or GONE; the state; the owner)."""
@@ -286,19 +288,22 @@ class JobStore:
             for job_id, fields in zip(job_ids, replies, strict=True)
         ]
 
-    async def log(self, job_id: str, start: int = 0) -> list[tuple[int, bytes]]:
-        """Return the log from event ``start`` as (n, payload), read page by page."""
+    async def log(
+        self, job_id: str, start: int = 0, limit: int = sys.maxsize
+    ) -> list[tuple[int, bytes]]:
+        """Return up to ``limit`` events from event ``start`` as (n, payload), read page by page."""
         keys = self._keys.job(job_id)
         events: list[tuple[int, bytes]] = []
         while True:
-            page = await self._page(keys, start)
+            count = min(LOG_PAGE, limit - len(events))
+            page = await self._page(keys, start, count)
             events += page
-            if len(page) < LOG_PAGE:
+            if len(page) < count or len(events) == limit:
                 return events
             start = page[-1][0] + 1
 
-    async def _page(self, keys: JobKeys, start: int) -> list[tuple[int, bytes]]:
-        entries = await self._redis.xrange(keys.log, min=f"0-{start + 1}", count=LOG_PAGE)
+    async def _page(self, keys: JobKeys, start: int, count: int) -> list[tuple[int, bytes]]:
+        entries = await self._redis.xrange(keys.log, min=f"0-{start + 1}", count=count)
         return [_numbered(entry_id, fields) for entry_id, fields in entries]
 
     async def top(self, job_ids: Iterable[str]) -> list[tuple[str, int] | None]:

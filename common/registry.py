@@ -2,6 +2,7 @@
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -126,6 +127,12 @@ class Heartbeat:
             return self._redis.eval(_RENEW.text, len(keys), *keys, *args)
 
 
+def read_clock(reply: Sequence[Any]) -> int:
+    """Return the answer to ``TIME`` in milliseconds."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 class LiveWorker(msgspec.Struct, frozen=True):
     """A worker as the registry sees it; ``lease_s`` seconds of its lease are left."""
 
@@ -142,8 +149,7 @@ class Registry:
 
     async def now_ms(self) -> int:
         """Return Redis's clock in milliseconds."""
-        seconds, micros = await self._redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return read_clock(await self._redis.time())
 
     async def uptime_s(self) -> float:
         """Return for how many seconds the server has been up, infinity where it does not say."""
@@ -160,29 +166,33 @@ class Registry:
 
     async def dead(self, model: str) -> list[str]:
         """Return the workers whose lease is over and whose work is not yet swept."""
-        now = await self.now_ms()
-        workers = self._keys.model(model).workers
-        return [w.decode() for w in await self._redis.zrangebyscore(workers, "-inf", now)]
+        leases, now_ms = await self._leases(model)
+        return [worker_id for worker_id, until_ms in leases.items() if until_ms <= now_ms]
 
     async def is_alive(self, model: str, worker_id: str) -> bool:
         """Tell whether the worker's lease runs."""
-        deadline = await self._redis.zscore(self._keys.model(model).workers, worker_id)
-        return deadline is not None and deadline > await self.now_ms()
+        leases, now_ms = await self._leases(model)
+        return leases.get(worker_id, -math.inf) > now_ms
 
     async def workers(self) -> list[LiveWorker]:
         """Return the live workers of all models, by model and ID."""
-        now = await self.now_ms()
         found: list[LiveWorker] = []
         for model in sorted(await self.models()):
-            leases = await self._redis.zrangebyscore(
-                self._keys.model(model).workers, now, "+inf", withscores=True
-            )
-            for worker_id, deadline in sorted(leases):
-                key = self._keys.worker(worker_id.decode())
-                data = await self._redis.hget(key, "info")  # type: ignore[misc]
-                if data is not None:
-                    found.append(LiveWorker(_decoder.decode(data), (deadline - now) / 1000))
+            leases, now_ms = await self._leases(model)
+            for worker_id in sorted(leases):
+                left_s = (leases[worker_id] - now_ms) / 1000
+                data = await self._redis.hget(self._keys.worker(worker_id), "info")  # type: ignore[misc]
+                if left_s > 0 and data is not None:
+                    found.append(LiveWorker(_decoder.decode(data), left_s))
         return found
+
+    async def _leases(self, model: str) -> tuple[dict[str, float], int]:
+        """Return when each worker's lease ends, and the time (ms), by the clock that wrote them."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(self._keys.model(model).workers, 0, -1, withscores=True)
+            pipeline.time()  # in a cluster at the same node: it goes where the command before goes
+            leases, clock = await pipeline.execute()
+        return {worker_id.decode(): until_ms for worker_id, until_ms in leases}, read_clock(clock)
 
     async def take_sweep(self, model: str, worker_id: str, lease_s: float) -> bool:
         """Become, for one lease, the worker that sweeps; False when another one is."""

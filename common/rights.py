@@ -62,9 +62,9 @@ _COMMANDS = {
     "zscore": "NAME member",
 }
 _UNCHECKED = ("asking", "cluster|slots", "config|get", "eval", "info", "scan", "waitaof")
-"""``eval`` asks about the others. Without ``config`` and ``info`` less is told, without ``scan``
-nobody looks for lost lane entries, without ``waitaof`` no job is ``durable``. The first two are for
-a cluster."""
+"""``eval`` asks about the others. Without ``config`` less is told, without ``info`` or ``scan``
+nobody looks for lost lane entries, without ``info`` no sweep spares a server that has just started,
+without ``waitaof`` no job is ``durable``. The first two are for a cluster."""
 
 _CHECK = """
 local refused = {}

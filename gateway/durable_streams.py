@@ -86,11 +86,12 @@ class _Log:
     incarnation: str
     start: int
     events: list[Event]
+    is_whole: bool  # the log ended here when it was read
     is_closed: bool  # the log has its end
 
 
 async def _read_log(request: Request, job_id: str, position: int | None) -> _Log:
-    """Read the log from a position on, or no more than where it ends."""
+    """Read a batch of the log from a position on, or no more than where it ends."""
     store = services_of(request).store
     is_own = await store.owner(job_id) == tenant_of(request)
     [top] = await store.top([job_id]) if is_own else [None]
@@ -102,17 +103,17 @@ async def _read_log(request: Request, job_id: str, position: int | None) -> _Log
         detail = f"The log ends before this `offset`; go on at {durable_stream.write_offset(tail)}."
         raise Problem(409, "cursor-ahead", detail)
     before = max(start - 1, 0)  # the event before tells whether there is one to come
-    events = [decode_event(payload) for _, payload in await store.log(job_id, before)]
+    page = await store.log(job_id, before, start - before + MAX_BATCH)
+    events = [decode_event(payload) for _, payload in page]
     is_closed = bool(events) and is_terminal(events[-1])
-    return _Log(incarnation, start, events[start - before :], is_closed)
+    is_whole = is_closed or before + len(events) >= tail
+    return _Log(incarnation, start, events[start - before :], is_whole, is_closed)
 
 
 async def _catch_up(request: Request, job_id: str, position: int | None) -> Response:
     log = await _read_log(request, job_id, position)
-    events = [] if position is None else log.events[:MAX_BATCH]
-    is_whole = position is None or len(events) == len(log.events)
-    end = log.start + len(events)
-    place = Place(end, is_up_to_date=is_whole, is_closed=is_whole and log.is_closed)
+    end = log.start + len(log.events)
+    place = Place(end, is_up_to_date=log.is_whole, is_closed=log.is_closed)
     headers = durable_stream.headers(place)
     if position is None:
         return Response(b"[]", 200, {**_NO_STORE, **headers}, _JSON)
@@ -120,7 +121,7 @@ async def _catch_up(request: Request, job_id: str, position: int | None) -> Resp
     headers |= {**_REVALIDATE, "ETag": name}
     if name in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return Response(durable_stream.body(events), 200, headers, _JSON)
+    return Response(durable_stream.body(log.events), 200, headers, _JSON)
 
 
 async def _long_poll(request: Request, job_id: str, position: int | None) -> Response:

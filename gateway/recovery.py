@@ -2,15 +2,17 @@
 
 A power cut can take the last second of the append-only file, and with it the lane entry of a job
 whose record is there; a failover can take it too. Once per run of the servers, one gateway looks
-at all unfinished jobs.
+at all unfinished jobs; again and again while some of them run without a place, because nothing
+would lead to those once their workers die.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from common.connections import UNAVAILABLE, every_server
 from common.job_store import JobRecord, JobStore
@@ -21,12 +23,23 @@ from common.registry import Registry
 
 _log = structlog.get_logger()
 
-LEASE_MS = 60_000  # a gateway that dies in the middle is followed by another one
+LEASE_MS = 60_000  # a gateway that dies in the middle, or leaves something, is followed by another
 DONE_MS = 7 * 86_400_000
 _SCANNED = 1_000  # keys per round trip; few of them are records
 _PAGE = 50  # while the answers are parsed, no stream moves
 _DONE = b"done"
 _ACTIVE = frozenset(state.encode() for state in ACTIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Unfinished jobs without a place: ``num_mended`` got one, ``num_running`` have a worker."""
+
+    num_mended: int = 0
+    num_running: int = 0
+
+    def __add__(self, other: "Found") -> "Found":
+        return Found(self.num_mended + other.num_mended, self.num_running + other.num_running)
 
 
 class Recovery:
@@ -40,9 +53,10 @@ class Recovery:
         self._known_run = ""
         self._lease = ""  # the key that says that this gateway looks
         self._is_refused = False
+        self._positions: dict[str, tuple[int, int]] = {}  # (epoch, next) of running jobs
 
     async def look(self) -> None:
-        """Return at once unless the server has been started anew and nobody has looked yet."""
+        """Return at once unless the server is a new one and nobody has looked yet."""
         if self._is_refused:
             return
         try:
@@ -50,8 +64,8 @@ class Recovery:
         except UNAVAILABLE:
             raise
         except ResponseError as error:
-            self._is_refused = True  # a user without `info` or `scan`, or a managed server
-            _log.warning("recovery_refused", error=str(error))
+            self._is_refused = _is_refusal(error)
+            _log.warning("recovery_failed", error=str(error), again=not self._is_refused)
 
     async def _look(self) -> None:
         run = await self._run()
@@ -59,31 +73,37 @@ class Recovery:
             return
         self._lease = self._keys.recovery(run)
         if await self._redis.set(self._lease, b"", nx=True, px=LEASE_MS):
-            num_mended = await self.mend_all()
-            await self._redis.set(self._lease, _DONE, px=DONE_MS)
-            _log.info("recovered", mended=num_mended)
+            found = await self.mend_all()
+            if not found.num_running:
+                self._positions.clear()
+                await self._redis.set(self._lease, _DONE, px=DONE_MS)
+            _log.info("recovered", mended=found.num_mended, left=found.num_running)
         if await self._redis.get(self._lease) == _DONE:
             self._known_run = run
 
     async def _run(self) -> str:
-        """Return what names this run of all servers: one that was started anew changes it."""
+        """Return what names this run of all servers.
+
+        A server that was started anew has another ``run_id``, and one that became the primary, may
+        be for the second time, another ``master_replid``.
+        """
         servers = await every_server(self._redis)
-        infos = [await server.info("server") for server in servers]
-        runs = sorted(str(info["run_id"]) for info in infos)
+        infos = [await server.info("server", "replication") for server in servers]  # type: ignore[arg-type]
+        runs = sorted(f"{info['run_id']} {info['master_replid']}" for info in infos)
         return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:32]
 
-    async def mend_all(self) -> int:
-        """Give every unfinished job that has no place in a lane one; return how many there were."""
-        num_mended, page = 0, []
+    async def mend_all(self) -> Found:
+        """Give every unfinished job that has no place in a lane one, unless a worker has it."""
+        found, page = Found(), []
         for server in await every_server(self._redis):
             async for name in server.scan_iter(self._keys.any_record, count=_SCANNED):
                 page.append(name.decode())
                 if len(page) == _PAGE:
-                    num_mended += await self._mend(page)
+                    found += await self._mend(page)
                     page = []
-        return num_mended + await self._mend(page)
+        return found + await self._mend(page)
 
-    async def _mend(self, names: Sequence[str]) -> int:
+    async def _mend(self, names: Sequence[str]) -> Found:
         if self._lease:
             await self._redis.pexpire(self._lease, LEASE_MS)
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -97,7 +117,7 @@ class Recovery:
         ]
         lost = await self._placeless(active)
         records = await self._store.records(lost) if lost else []
-        return sum([await self._enqueue(record) for record in records if record])
+        return sum([await self._place(record) for record in records if record], Found())
 
     async def _placeless(self, jobs: Sequence[tuple[str, str]]) -> list[str]:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -106,14 +126,30 @@ class Recovery:
             places = await pipeline.execute()
         return [job_id for (job_id, _), place in zip(jobs, places, strict=True) if place is None]
 
-    async def _enqueue(self, record: JobRecord) -> bool:
+    async def _place(self, record: JobRecord) -> Found:
         if await self._is_worked_on(record):
-            return False
+            return Found(num_running=1)
         lanes = Lanes(self._redis, self._keys, record.spec.model)
         _log.warning("job_had_no_place", job=record.id, state=record.state)
         priority = record.spec.priority
-        return await lanes.enqueue(record.id, record.tenant, priority, record.due_ms)
+        is_new = await lanes.enqueue(record.id, record.tenant, priority, record.due_ms)
+        return Found(num_mended=int(is_new))
 
     async def _is_worked_on(self, record: JobRecord) -> bool:
-        is_running = record.state is JobState.RUNNING
-        return is_running and await self._registry.is_alive(record.spec.model, record.owner)
+        """Tell whether a living worker runs the job, as far as one sees by now.
+
+        Where a shard has lost a job's end, its worker lives and is done with it: nothing moves from
+        one look to the next.
+        """
+        if record.state is not JobState.RUNNING:
+            return False
+        position = (record.epoch, record.next)
+        stands_still = self._positions.get(record.id) == position
+        self._positions[record.id] = position
+        is_alive = await self._registry.is_alive(record.spec.model, record.owner)
+        return is_alive and not stands_still
+
+
+def _is_refusal(error: ResponseError) -> bool:
+    """Tell whether asking again is in vain: a user without the right, or a managed server."""
+    return isinstance(error, NoPermissionError) or "unknown command" in str(error)

@@ -167,6 +167,7 @@ class Worker:
                 await require_no_eviction(self._redis)
                 await require_rights(self._redis, self._keys)
             except UNAVAILABLE as error:
+                self._sweeper.was_away()
                 _log.warning("waiting_for_redis", error=str(error))
                 await asyncio.sleep(WAIT_S)
             else:

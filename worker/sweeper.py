@@ -29,6 +29,10 @@ class Sweeper:
         self._lease_s = lease_s
         self._was_away_until = float("-inf")  # monotonic: when Redis last did not answer
 
+    def was_away(self) -> None:
+        """Note that Redis does not answer now: leases may look over when it is back."""
+        self._was_away_until = time.monotonic()
+
     async def run(self, worker_id: str) -> None:
         """Sweep for ever, in a jittered rhythm."""
         while True:
@@ -37,7 +41,7 @@ class Sweeper:
                 if await self._backend.registry.take_sweep(self._backend.model, worker_id, PASS_S):
                     await self.sweep()
             except UNAVAILABLE as error:
-                self._was_away_until = time.monotonic()
+                self.was_away()
                 _log.warning("sweep_failed", error=str(error))
 
     async def sweep(self) -> None:

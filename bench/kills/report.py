@@ -49,9 +49,16 @@ def line(row: Row) -> list[str]:
         str(row.repeated),
         pair(row.gaps),
         str(row.affected),
-        pair(row.recoveries),
+        recovery(row),
         f"≤ {row.aim_s:g}" if row.aim_s else "",
     ]
+
+
+def recovery(row: Row) -> str:
+    """Return p50 and p99 of the recoveries, and of how many jobs if some had none."""
+    if len(row.recoveries) in (0, row.affected):
+        return pair(row.recoveries)
+    return f"{pair(row.recoveries)} ({len(row.recoveries)} of them)"
 
 
 def show(report: Report, console: Console) -> None:

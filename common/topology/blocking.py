@@ -8,9 +8,13 @@ from redis import Connection, ConnectionPool, Redis, SSLConnection, exceptions
 from redis import UnixDomainSocketConnection as SocketConnection
 from redis.client import Pipeline
 from redis.cluster import ClusterParser
-from redis.sentinel import Sentinel
+from redis.sentinel import (
+    Sentinel,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
-from common.topology.careful import UNAVAILABLE
+from common.topology.careful import UNAVAILABLE, raise_refusal
 from common.topology.known_nodes import (
     ASK_S,
     MAX_REDIRECTS,
@@ -23,10 +27,43 @@ from common.topology.slots import FIRST_SLOT, read_slot_map, slot_of, slots_of
 
 Reply = TypeVar("Reply")
 
+
+class _Careful:
+    """Tells a server that takes no writes from a wrong command."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """Return the reply; raises ``WritesRefused`` where it says so."""
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except exceptions.ResponseError as error:
+            raise_refusal(error)
+            raise
+
+
+class _CarefulTcp(_Careful, Connection):
+    pass
+
+
+class _CarefulTls(_Careful, SSLConnection):
+    pass
+
+
+class _CarefulSocket(_Careful, SocketConnection):
+    pass
+
+
+class _CarefulPrimary(_Careful, SentinelManagedConnection):
+    pass
+
+
+class _CarefulTlsPrimary(_Careful, SentinelManagedSSLConnection):
+    pass
+
+
 _CONNECTIONS: dict[Transport, type] = {
-    Transport.TCP: Connection,
-    Transport.TLS: SSLConnection,
-    Transport.SOCKET: SocketConnection,
+    Transport.TCP: _CarefulTcp,
+    Transport.TLS: _CarefulTls,
+    Transport.SOCKET: _CarefulSocket,
 }
 
 
@@ -52,7 +89,10 @@ def _primary_client(server: ServerUrl, options: dict[str, Any]) -> Redis:
         server.addresses, sentinel_kwargs=server.sentinel_options | timeouts | {"ssl": is_tls}
     )
     client: Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        server.service, max_connections=1, **options, **({"ssl": True} if is_tls else {})
+        server.service,
+        max_connections=1,
+        connection_class=_CarefulTlsPrimary if is_tls else _CarefulPrimary,
+        **options,
     )
     return client
 

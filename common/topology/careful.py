@@ -13,7 +13,7 @@ from common.topology.server_url import Transport
 
 
 class WritesRefused(exceptions.ResponseError):
-    """The server takes no writes for now: its disk is full, or it has too few replicas."""
+    """The server takes no writes for now: a full disk, too few replicas, somebody's long script."""
 
 
 UNAVAILABLE = (
@@ -29,7 +29,13 @@ UNAVAILABLE = (
 )
 """The server is away, restarting, full or no longer the primary: wait and send again."""
 
-_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN")
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "BUSY ")  # not BUSYGROUP
+
+
+def raise_refusal(error: exceptions.ResponseError) -> None:
+    """Raise ``WritesRefused`` where the error says so."""
+    if str(error).startswith(_REFUSALS):
+        raise WritesRefused(str(error)) from None
 
 
 class Careful:
@@ -54,8 +60,7 @@ class Careful:
         try:
             return await super().read_response(*args, **options)  # type: ignore[misc]
         except exceptions.ResponseError as error:
-            if str(error).startswith(_REFUSALS):
-                raise WritesRefused(str(error)) from None
+            raise_refusal(error)
             raise
 
 

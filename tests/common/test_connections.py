@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from common import connections
 from common.connections import UNAVAILABLE, command_client, lease_client, pubsub_client
@@ -15,7 +16,7 @@ from common.keys import Keys
 from common.topology.careful import Careful
 from tests.support.fault_proxy import FaultProxy
 from tests.support.servers import Server
-from tests.support.waiting import within
+from tests.support.waiting import eventually, within
 
 TIMEOUT_S = 0.2
 
@@ -45,6 +46,47 @@ def test_the_lease_thread_learns_of_a_silent_server(own_server: Server) -> None:
     own_server.thaw()
     assert client.ping()
     client.close()
+
+
+async def test_a_server_that_takes_no_writes_is_unavailable(own_server: Server) -> None:
+    """To both kinds of clients; the control is the same command when it takes them again."""
+    async with command_client(own_server.url) as client:
+        blocking = lease_client(own_server.url, TIMEOUT_S)
+        await client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(UNAVAILABLE, match="NOREPLICAS"):
+            await client.set("a", 1)
+        with pytest.raises(UNAVAILABLE, match="NOREPLICAS"):
+            blocking.set("a", 1)
+        await client.config_set("min-replicas-to-write", 0)
+        assert await client.set("a", 1)
+        assert blocking.set("a", 1)
+        blocking.close()
+
+
+async def test_somebody_elses_endless_script_makes_the_server_unavailable(
+    own_server: Server,
+) -> None:
+    """`BUSY` is no mistake of ours; ``BUSYGROUP`` would be."""
+    async with command_client(own_server.url) as client, within():
+        await client.config_set("busy-reply-threshold", 1)
+        endless = asyncio.ensure_future(client.eval("while true do end", 0))  # type: ignore[arg-type]
+
+        async def is_busy() -> bool:
+            try:
+                await client.ping()
+            except UNAVAILABLE as error:
+                return "BUSY" in str(error)
+            return False
+
+        await eventually(is_busy)
+        await client.script_kill()
+        with pytest.raises(ResponseError, match="killed"):
+            await endless
+        assert await client.ping()
+        await client.xgroup_create("lane", "workers", mkstream=True)
+        with pytest.raises(ResponseError, match="BUSYGROUP") as refused:
+            await client.xgroup_create("lane", "workers")
+        assert not isinstance(refused.value, UNAVAILABLE)
 
 
 async def test_clients_outlive_a_restart(own_server: Server) -> None:

@@ -332,6 +332,9 @@ async def test_the_log_is_read_over_page_borders(store: JobStore) -> None:
     log = await store.log(job.id)
     assert [n for n, _ in log] == list(range(LOG_PAGE + 7))
     assert await store.log(job.id, 3) == log[3:]
+    assert await store.log(job.id, 3, 2) == log[3:5]
+    assert await store.log(job.id, 3, LOG_PAGE + 1) == log[3 : LOG_PAGE + 4]
+    assert await store.log(job.id, 3, 2) == log[3:5]
     assert await store.log(job.id, len(log)) == []
 
 

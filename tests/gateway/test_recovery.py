@@ -5,16 +5,19 @@ import math
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
+from common.connections import command_client, lease_client
 from common.job_store import JobStore
 from common.jobs import Priority
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Heartbeat, Registry
-from gateway.recovery import Recovery
+from gateway.recovery import Found, Recovery
 from tests.support.jobs import MODEL, TENANT, make_job, make_worker, start, submit
 from tests.support.leaks import find_keys
+from tests.support.servers import Server
+from tests.support.topologies import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +47,12 @@ async def die(*_: object) -> int:
     raise ConnectionAbortedError
 
 
+async def look_again(recovery: Recovery, redis: Redis, keys: Keys) -> None:
+    """Look when the time of whoever looked before is over."""
+    await redis.delete(await begun(redis, keys))
+    await recovery.look()
+
+
 async def waiting(lanes: Lanes) -> list[str]:
     """Return the jobs that a worker gets."""
     return sorted(claim.job_id for claim in await lanes.claim("w1", 99))
@@ -64,9 +73,9 @@ async def test_a_job_without_a_place_gets_one(
     await start(store, orphaned, "dead")
     await start(store, running, "alive")
     await redis.hset(keys.job(ended).record, "state", "completed")  # type: ignore[misc]
-    assert await Recovery(redis, keys).mend_all() == 2
+    assert await Recovery(redis, keys).mend_all() == Found(num_mended=2, num_running=1)
     assert await waiting(lanes) == sorted([lost, orphaned, placed])
-    assert await Recovery(redis, keys).mend_all() == 0
+    assert await Recovery(redis, keys).mend_all() == Found(num_running=1)
 
 
 async def test_a_record_that_cannot_be_read_is_passed_by(
@@ -94,7 +103,7 @@ async def test_without_the_rights_it_leaves_it(
     recovery = Recovery(redis, keys)
     for _ in range(2):
         await recovery.look()
-    assert asked == ["server"]
+    assert asked == ["server", "replication"]
     assert await Registry(redis, keys).uptime_s() == math.inf
 
 
@@ -135,3 +144,75 @@ async def test_a_gateway_that_dies_while_it_looks_is_followed_by_another_one(
     await redis.delete(await begun(redis, keys))
     await recovery.look()
     assert await waiting(lanes) == [job_id]
+
+
+async def test_a_running_job_without_a_place_is_looked_at_until_it_is_over(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """While its worker lives it is that one's; when it has died, nothing else leads to the job."""
+    heartbeat = Heartbeat(lease_redis, keys, 60)
+    for worker_id in ("w1", "alive"):
+        heartbeat.join(make_worker(worker_id))
+    job_id = (await submit(store, make_job())).id
+    await start(store, job_id, "alive")
+    recovery = Recovery(redis, keys)
+    await recovery.look()
+    await start(store, job_id, "alive")  # it moves
+    await look_again(recovery, redis, keys)
+    assert await waiting(lanes) == []
+    heartbeat.leave("alive", MODEL)
+    await look_again(recovery, redis, keys)
+    assert await waiting(lanes) == [job_id]
+    assert await redis.get(await begun(redis, keys)) == b"done"
+
+
+@pytest.mark.fault(20)
+async def test_a_running_job_that_stands_still_is_nobodys(
+    redis: Redis, lease_redis: SyncRedis, keys: Keys, store: JobStore, lanes: Lanes
+) -> None:
+    """A shard that lost a job's end leaves it to a worker that lives and is done with it."""
+    heartbeat = Heartbeat(lease_redis, keys, 60)
+    for worker_id in ("w1", "alive"):
+        heartbeat.join(make_worker(worker_id))
+    job_id = (await submit(store, make_job())).id
+    await start(store, job_id, "alive")
+    recovery = Recovery(redis, keys)
+    await recovery.look()
+    assert await waiting(lanes) == []
+    await look_again(recovery, redis, keys)
+    assert await waiting(lanes) == [job_id]
+
+
+@pytest.mark.fault(20)
+async def test_a_server_that_is_promoted_again_is_looked_at_again(
+    own_server: Server, keys: Keys
+) -> None:
+    """It was not started anew, but what it has may be what another primary had."""
+    async with command_client(own_server.url) as redis:
+        Heartbeat(lease_client(own_server.url, 5), keys, 60).join(make_worker("w1"))
+        recovery, store = Recovery(redis, keys), JobStore(redis, keys)
+        await recovery.look()
+        job_id = (await submit(store, make_job())).id
+        await recovery.look()
+        assert await waiting(Lanes(redis, keys, MODEL)) == []
+        ask(own_server, "REPLICAOF", "127.0.0.1", 1)
+        ask(own_server, "REPLICAOF", "NO", "ONE")
+        await recovery.look()
+        assert await waiting(Lanes(redis, keys, MODEL)) == [job_id]
+
+
+async def test_an_answer_that_is_no_refusal_is_asked_for_again(
+    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails once may work the next time."""
+    asked: list[str] = []
+
+    async def fail(_client: Redis, *sections: str) -> None:
+        asked.extend(sections)
+        raise ResponseError("a moment, please")
+
+    monkeypatch.setattr(Redis, "info", fail)
+    recovery = Recovery(redis, keys)
+    for _ in range(2):
+        await recovery.look()
+    assert asked == ["server", "replication"] * 2

@@ -9,7 +9,6 @@ import common
 import worker
 from common import job_store, lanes, prompts, registry
 from common.job_store import Outcome
-from common.registry import Registry
 from common.scripts import Script
 from tests.support.cutting import cut, cut_for_now
 from tests.support.jobs import MODEL, STOPPED, append, read, start, submit
@@ -75,12 +74,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for script in TIMED:
         cut_for_now(monkeypatch, script, "redis.call('TIME')", "clock()")
         cut_for_now(monkeypatch, script, script.text, wrong.text + script.text)
-    now_ms = Registry.now_ms
-
-    async def wrong_ms(asked: Registry) -> int:
-        return await now_ms(asked) + 1000 * wrong.error_s
-
-    monkeypatch.setattr(Registry, "now_ms", wrong_ms)
+    read_clock = registry.read_clock
+    monkeypatch.setattr(
+        registry, "read_clock", lambda reply: read_clock(reply) + 1000 * wrong.error_s
+    )
     return wrong
 
 

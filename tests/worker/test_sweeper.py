@@ -305,6 +305,22 @@ async def test_it_goes_on_after_an_outage(
     assert not rig.tasks[0].done()
 
 
+async def test_a_worker_that_waited_for_redis_sweeps_nobody_for_a_lease(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The others waited too, and renew their leases now; the control is one that did not wait."""
+    dead = await make_rig(engine=CutEngine(3)).start()
+    await hold_at(dead, backend)
+    await dead.kill()
+    late, prompt = make_rig(), make_rig()
+    await late.expire(dead.worker_id)
+    late.sweeper.was_away()
+    await late.sweeper.sweep()
+    assert not await is_buried(backend, dead.worker_id)
+    await prompt.sweeper.sweep()
+    assert await is_buried(backend, dead.worker_id)
+
+
 async def _fails_for_memory(client: Redis) -> bool:
     stats = await client.info("errorstats")
     return "errorstat_OOM" in stats
