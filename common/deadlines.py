@@ -7,12 +7,19 @@ over with the first start; ``run_deadline_s`` counts from there.
 from common.events import ErrorInfo
 from common.jobs import JobSpec
 
+GRACE_MS = 2_000  # for the worker that runs an overdue job to end it with its own figures
+
 
 def due_ms(spec: JobSpec, created_ms: int, deadline_ms: int, *, is_started: bool) -> int:
     """Return when the job's next deadline is. ``deadline_ms`` is the record's."""
     if is_started or spec.queue_deadline_s is None:
         return deadline_ms
     return min(deadline_ms, created_ms + round(spec.queue_deadline_s * 1000))
+
+
+def is_overdue(due: int, now_ms: int) -> bool:
+    """Tell whether the worker had its chance to end a job that was due then: now anybody may."""
+    return now_ms >= due + GRACE_MS
 
 
 def passed(spec: JobSpec, queue_s: float | None) -> ErrorInfo:

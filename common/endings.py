@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from common.dead_letters import UNREADABLE, WORKER_LOST
-from common.deadlines import passed
+from common.deadlines import GRACE_MS, is_overdue, passed
 from common.emitted import num_emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
 from common.job_store import JobRecord, JobStore, Outcome, Snapshot
 from common.jobs import FinishReason, JobState
 from common.lanes import Lanes
 
-GRACE_MS = 2_000  # for the worker that runs an overdue job to end it with its own figures
 _TRIES = 8
 _SETTLED = (Outcome.OK, Outcome.CLOSED, Outcome.GONE)
 
@@ -120,13 +119,26 @@ async def end_unreadable(store: JobStore, job_id: str, error: Exception) -> bool
     return False
 
 
+async def end_if_overdue(store: JobStore, job_id: str, now_ms: int) -> bool:
+    """End a job that is overdue as it stands now; True when this call wrote the end.
+
+    One that cannot be read ends whatever its deadline: ask only for a job that was seen overdue.
+    It counts as unfinished until the sweep meets it, which does so whoever wrote the end.
+    """
+
+    def choose(latest: Snapshot) -> Ended | None:
+        return choose_end(latest, now_ms) if is_overdue(latest.record.due_ms, now_ms) else None
+
+    try:
+        return await end_idle(store, job_id, choose)
+    except msgspec.MsgspecError as error:
+        return await end_unreadable(store, job_id, error)
+
+
 async def end_overdue(store: JobStore, lanes: Lanes, now_ms: int) -> None:
     """End the model's jobs whose deadline has passed, bounded; their entries go when claimed."""
     for job_id in await lanes.overdue(now_ms - GRACE_MS):
-        try:
-            await end_idle(store, job_id, lambda latest: choose_end(latest, now_ms))
-        except msgspec.MsgspecError as error:
-            await end_unreadable(store, job_id, error)
+        await end_if_overdue(store, job_id, now_ms)
         deadline_ms = await store.deadline_ms(job_id)
         if deadline_ms is None:
             await lanes.settle(job_id)

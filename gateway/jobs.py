@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from common.connections import UNAVAILABLE
+from common.deadlines import is_overdue
+from common.endings import end_if_overdue
 from common.errors import Problem
 from common.job_store import Snapshot
 from gateway.cancellation import cancel_job
@@ -22,7 +24,7 @@ from gateway.reading import (
     read_number,
     read_seconds,
 )
-from gateway.relay import is_overdue, job_not_found
+from gateway.relay import job_not_found
 from gateway.replies import json_response
 from gateway.schemas import JobRequest, LinkView
 from gateway.services import Services, caller_of, services_of, tenant_of
@@ -92,8 +94,8 @@ async def _snapshot(services: Services, tenant: str, job_id: str) -> Snapshot:
     if snapshot is None:
         raise job_not_found(job_id)
     now_ms = await services.registry.now_ms()
-    if is_overdue(snapshot.record, now_ms):
-        await services.relay.end_overdue(job_id, now_ms)
+    if not snapshot.record.is_ended and is_overdue(snapshot.record.due_ms, now_ms):
+        await end_if_overdue(services.store, job_id, now_ms)
         return await services.store.snapshot(job_id) or snapshot
     return snapshot
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 import structlog
 
 from common.connections import UNAVAILABLE
-from common.endings import choose_end, end_idle, end_unreadable
+from common.deadlines import is_overdue
+from common.endings import end_if_overdue
 from common.errors import STREAM_DIVERGED, Problem
-from common.job_store import JobRecord, JobStore
+from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
 from gateway.doorbell import Doorbell
@@ -27,7 +27,6 @@ from gateway.watch import Cursor, Watch
 _log = structlog.get_logger()
 
 RETRY_S = 0.25
-OVERDUE_GRACE_MS = 5_000  # for the workers to end an overdue job themselves
 HEAL_S = 10.0  # after a reconnect, workers may still be sending again what Redis lost
 COMPARE_PAGE = 50  # jobs per round trip: while the answers are parsed, no stream moves
 
@@ -281,20 +280,5 @@ class Relay:
                 watch.fail(job_not_found(watch.job_id))
             elif top[1] > len(watch.transcript):
                 self._start_catch_up(watch)
-            elif now_ms > watch.deadline_ms + OVERDUE_GRACE_MS:
-                await self._end_watched(watch, now_ms)
-
-    async def _end_watched(self, watch: Watch, now_ms: int) -> None:
-        try:
-            await self.end_overdue(watch.job_id, now_ms)
-        except msgspec.MsgspecError as error:
-            await end_unreadable(self._store, watch.job_id, error)
-
-    async def end_overdue(self, job_id: str, now_ms: int) -> None:
-        """End a job past its deadline that no worker has ended: there may be none."""
-        await end_idle(self._store, job_id, lambda latest: choose_end(latest, now_ms))
-
-
-def is_overdue(record: JobRecord, now_ms: int) -> bool:
-    """Tell whether the workers had their chance to end the job at its deadline."""
-    return not record.is_ended and now_ms > record.due_ms + OVERDUE_GRACE_MS
+            elif is_overdue(watch.deadline_ms, now_ms):
+                await end_if_overdue(self._store, watch.job_id, now_ms)  # there may be no worker

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.deadlines import due_ms, passed
+from common.deadlines import GRACE_MS, due_ms, is_overdue, passed
 from common.jobs import JobSpec
 
 
@@ -18,6 +18,12 @@ def spec(queue_s: float | None = None, run_s: float | None = None) -> JobSpec:
 def test_the_next_deadline(queue_s: float | None, is_started: bool, due: int) -> None:
     """That for waiting is over with the first start, and no deadline makes another one later."""
     assert due_ms(spec(queue_s), 1_000, 61_000, is_started=is_started) == due
+
+
+def test_a_job_is_overdue_after_its_workers_grace() -> None:
+    """Until then the worker that runs it may end it itself."""
+    assert not is_overdue(1_000, 1_000 + GRACE_MS - 1)
+    assert is_overdue(1_000, 1_000 + GRACE_MS)
 
 
 @pytest.mark.parametrize(

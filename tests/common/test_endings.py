@@ -1,24 +1,29 @@
 """Ends for jobs that nobody works on."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from common.deadlines import GRACE_MS
 from common.endings import (
     cancelled,
     choose_end,
     end_idle,
+    end_if_overdue,
+    end_overdue,
     end_unreadable,
     expired,
     worker_lost,
 )
 from common.events import Cancelled, Ended, Expired, Failed, Retrying, decode_event
 from common.job_store import JobStore, Snapshot
-from common.jobs import JobState
+from common.jobs import JobState, Priority
 from common.keys import Keys
-from tests.support.jobs import RETENTION_MS, STOPPED, append, read, start, submit
+from common.lanes import Lanes
+from tests.support.jobs import RETENTION_MS, STOPPED, append, make_job, read, start, submit
 
 MAX_LOSSES = 3
 LATE_MS = 2**42
@@ -154,3 +159,50 @@ async def test_a_job_that_nobody_can_read_gets_an_end(
     assert isinstance(end, Failed)
     assert end.error
     assert end.error.type == "record-unreadable"
+
+
+async def test_an_overdue_job_is_ended_once_after_the_grace(store: JobStore) -> None:
+    """A moment earlier its worker may still do it; afterwards there is nothing to do."""
+    job = await submit(store)
+    overdue_ms = job.deadline_ms + GRACE_MS
+    assert not await end_if_overdue(store, job.id, overdue_ms - 1)
+    assert (await read(store, job.id)).state is JobState.QUEUED
+    assert await end_if_overdue(store, job.id, overdue_ms)
+    assert (await read(store, job.id)).state is JobState.EXPIRED
+    assert not await end_if_overdue(store, job.id, overdue_ms)
+    assert not await end_if_overdue(store, "job_x", overdue_ms)
+
+
+async def test_a_job_that_started_in_time_is_left_to_its_worker(store: JobStore) -> None:
+    """It was seen overdue for waiting too long; its worker ends it, also when it is cancelled."""
+    job = make_job()
+    job = replace(job, spec=msgspec.structs.replace(job.spec, queue_deadline_s=1.0))
+    record = await submit(store, job)
+    await start(store, job.id)
+    await store.cancel(job.id)
+    assert not await end_if_overdue(store, job.id, record.due_ms + GRACE_MS)
+    assert (await read(store, job.id)).state is JobState.RUNNING
+
+
+async def test_an_overdue_job_that_nobody_can_read_gets_an_end(
+    store: JobStore, redis: Redis, keys: Keys
+) -> None:
+    """Whoever saw that it is overdue ends it, once, and hears of no error."""
+    job = await submit(store)
+    await redis.hset(keys.job(job.id).record, "spec", "?")  # type: ignore[misc]
+    assert await end_if_overdue(store, job.id, LATE_MS)
+    assert await store.deadline_ms(job.id) is None
+    end = decode_event((await store.log(job.id))[-1][1])
+    assert isinstance(end, Failed)
+    assert end.error
+    assert end.error.type == "record-unreadable"
+
+
+async def test_an_end_from_elsewhere_is_settled_by_the_sweep(store: JobStore, lanes: Lanes) -> None:
+    """A gateway's end leaves the job counted as unfinished, and the next sweep takes it off."""
+    job = await submit(store)
+    await lanes.enqueue(job.id, job.tenant, Priority.NORMAL, job.deadline_ms)
+    assert await end_if_overdue(store, job.id, LATE_MS)
+    assert await lanes.unfinished() == 1
+    await end_overdue(store, lanes, LATE_MS)
+    assert await lanes.unfinished() == 0

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from unittest.mock import patch
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from common.errors import Problem
-from common.events import Accepted, Expired
+from common.events import Accepted, Expired, Failed
 from common.job_store import JobStore
 from common.keys import Keys
 from gateway import relay as relay_module
@@ -351,15 +352,34 @@ async def test_a_new_job_of_the_same_id_is_another_stream(
 
 @pytest.mark.fault(34)
 async def test_an_overdue_job_without_a_worker_gets_its_end(
-    relay: Relay, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    relay: Relay, store: JobStore, redis: Redis, keys: Keys
 ) -> None:
     """A follower sees ``expired`` although there is nobody else to write it."""
-    monkeypatch.setattr(relay_module, "OVERDUE_GRACE_MS", 0)
-    job_id = (await submit(store, make_job(deadline_s=0.01))).id
+    job_id = await submit_overdue(store, redis, keys)
     follower = Follower(relay, TENANT, job_id)
     async with within():
         await follower.read_to_end()
     assert isinstance(follower.seen[-1][1], Expired)
+    check_is_log(follower.seen, await log_of(store, job_id))
+
+
+async def submit_overdue(store: JobStore, redis: Redis, keys: Keys) -> str:
+    """Submit a job, and let its deadline be long over."""
+    job_id = (await submit(store)).id
+    await redis.hset(keys.job(job_id).record, "deadline_ms", "1")  # type: ignore[misc]
+    return job_id
+
+
+async def test_an_overdue_job_that_cannot_be_read_gets_its_end(
+    relay: Relay, store: JobStore, redis: Redis, keys: Keys
+) -> None:
+    """A record that was damaged while it was watched stops neither the follower nor the relay."""
+    job_id = await submit_overdue(store, redis, keys)
+    follower = Follower(relay, TENANT, job_id)
+    with patch.object(JobStore, "snapshot", side_effect=msgspec.ValidationError("damaged")):
+        async with within():
+            await follower.read_to_end()
+    assert isinstance(follower.seen[-1][1], Failed)
     check_is_log(follower.seen, await log_of(store, job_id))
 
 
