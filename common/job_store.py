@@ -21,11 +21,11 @@ _log = structlog.get_logger()
 
 LOG_PAGE = 1024
 
-_SUBMIT = Script("submit", shared="events")
-_START = Script("start", shared="events")
-_APPEND = Script("append", shared="events")
-_FINISH = Script("finish", shared="events")
-_REQUEUE = Script("requeue", shared="events")
+_SUBMIT = Script("submit", shared=("clock",))
+_START = Script("start", shared=("clock", "events"))
+_APPEND = Script("append", shared=("clock", "events"))
+_FINISH = Script("finish", shared=("clock", "events"))
+_REQUEUE = Script("requeue", shared=("events",))
 _CANCEL = Script("cancel")
 _MARK_DURABLE = Script("mark_durable")
 

@@ -21,12 +21,12 @@ STEAL_LIMIT = 16
 AGEING_S = 60.0
 """How much longer a job must have waited to go before one of the next higher priority."""
 
-_ADMIT = Script("admit")
-_ENQUEUE = Script("enqueue", shared="tenants")
-_CLAIM = Script("claim", shared="tenants")
-_RELEASE = Script("release", shared="tenants")
-_SETTLE = Script("settle", shared="tenants")
-_ORPHAN = Script("orphan")
+_ADMIT = Script("admit", shared=("clock",))
+_ENQUEUE = Script("enqueue", shared=("clock", "tenants"))
+_CLAIM = Script("claim", shared=("clock", "tenants"))
+_RELEASE = Script("release", shared=("clock", "tenants"))
+_SETTLE = Script("settle", shared=("tenants",))
+_ORPHAN = Script("orphan", shared=("clock",))
 _RETIRE = Script("retire")
 
 

@@ -16,7 +16,7 @@ from common.token_ids import pack_ids, unpack_ids
 
 PROMPT_TTL_S = 86_400.0
 
-_COMMIT = Script("commit_prompt")
+_COMMIT = Script("commit_prompt", shared=("clock",))
 _FORGET = "forget:"
 _FIELDS = ("version", "worker", "job", "length", "recompute_ms", "updated_ms")
 

@@ -15,7 +15,7 @@ from common.scripts import Script
 
 MODEL_MEMORY_S = 86_400
 
-_RENEW = Script("renew")
+_RENEW = Script("renew", shared=("clock",))
 
 
 class WorkerState(enum.StrEnum):

@@ -19,11 +19,11 @@ Argument = str | bytes | int | float
 class Script:
     """A script by name, behind the functions that it shares with others (``_SHARED.lua``)."""
 
-    def __init__(self, name: str, *, shared: str = "") -> None:
+    def __init__(self, name: str, *, shared: tuple[str, ...] = ()) -> None:
         folder = resources.files("common").joinpath("lua")
-        prelude = folder.joinpath(f"_{shared}.lua").read_text() if shared else ""
+        parts = [*(f"_{part}" for part in shared), name]
         self.name = name
-        self.text = prelude + folder.joinpath(f"{name}.lua").read_text()
+        self.text = "".join(folder.joinpath(f"{part}.lua").read_text() for part in parts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, redis: Redis, keys: Sequence[str], args: Iterable[Argument]) -> Any:

@@ -20,8 +20,7 @@ local room = max_queued - (waiting('jobs') - waiting('slots'))
 if max_queued > 0 and room < 1 then return { 'TENANT_FULL', 0, 0, 0 } end
 if per_minute == 0 then return { 'OK', room - 1, 0, 0 } end
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = now_ms()
 local bucket = redis.call('HMGET', KEYS[4], 'tokens', 'at_ms')
 local tokens, per_ms = tonumber(bucket[1]) or per_minute, per_minute / MINUTE_MS
 tokens = math.min(per_minute, tokens + math.max(0, now - (tonumber(bucket[2]) or now)) * per_ms)

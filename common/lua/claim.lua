@@ -8,9 +8,7 @@ local WORKERS, AFFINITY, DRAINING = 14, 15, 16
 local CLOCK_MS = 3600000
 local PRIORITIES = { 'high', 'normal', 'low' }
 if not redis.call('ZSCORE', KEYS[WORKERS], ARGV[1]) then return { 'LAPSED' } end
-local claimed, wanted = { 'OK' }, tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
+local claimed, wanted, now = { 'OK' }, tonumber(ARGV[2]), now_ms()
 
 local function read(suffix, count)
   local lane = ARGV[3] .. suffix

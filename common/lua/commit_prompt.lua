@@ -14,10 +14,8 @@ local function commit()
     if count > NUM_EARLIER then earlier = string.gsub(earlier, '^[^\n]*\n', '') end
   end
   if stored[2] ~= ARGV[2] then version = version + 1 end
-  local time = redis.call('TIME')
   redis.call('HSET', KEYS[1], 'version', version, 'job', ARGV[2], 'epoch', ARGV[3],
-    'earlier', earlier, 'ttl_ms', ARGV[1],
-    'updated_ms', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000),
+    'earlier', earlier, 'ttl_ms', ARGV[1], 'updated_ms', now_ms(),
     unpack(ARGV, 4))
 end
 

@@ -40,8 +40,7 @@ local function holder(now)
   return prompt[1], math.floor(now + patience)
 end
 
-local time = redis.call('TIME')
-local worker, steal_at = holder(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+local worker, steal_at = holder(now_ms())
 if worker then
   take_slot(job) -- a worker's lane knows no tenants, so the slot is taken before it
   add('worker:' .. worker, 'steal_at', steal_at)

@@ -4,10 +4,7 @@
 -- ARGV bell, worker, limit, who ('dead': only if its lease is over; 'self'), lane prefix, kept job ...
 -- -> ALIVE | MORE, job, ... | OK, job, ...
 local lease = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or 0)
-local time = redis.call('TIME')
-if ARGV[4] == 'dead' and lease > tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000 then
-  return { 'ALIVE' }
-end
+if ARGV[4] == 'dead' and lease > now_ms() then return { 'ALIVE' } end
 local kept = {}
 for i = 6, #ARGV do kept[ARGV[i]] = true end
 

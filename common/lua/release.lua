@@ -15,8 +15,7 @@ if redis.call('XLEN', KEYS[LANE]) == 0 then
 end
 if ARGV[6] then
   redis.call('XADD', KEYS[DEAD], 'MAXLEN', '~', ARGV[7], '*', 'letter', ARGV[6])
-  local time = redis.call('TIME')
-  redis.call('XTRIM', KEYS[DEAD], 'MINID', tonumber(time[1]) * 1000 - tonumber(ARGV[8]))
+  redis.call('XTRIM', KEYS[DEAD], 'MINID', now_ms() - tonumber(ARGV[8]))
   redis.call('PEXPIRE', KEYS[DEAD], ARGV[8])
 end
 settle(ARGV[3], ARGV[5])

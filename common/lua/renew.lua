@@ -3,7 +3,6 @@
 -- KEYS workers   ARGV worker, lease_ms, mode
 -- -> OK, deadline_ms | LAPSED
 if ARGV[3] == 'renew' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return { 'LAPSED', 0 } end
-local time = redis.call('TIME')
-local deadline = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[2])
+local deadline = now_ms() + tonumber(ARGV[2])
 redis.call('ZADD', KEYS[1], deadline, ARGV[1])
 return { 'OK', deadline }

@@ -12,7 +12,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from common import lanes
+from common import job_store, lanes, prompts, registry
 from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
 from common.dead_letters import Letter
 from common.events import Accepted, ErrorInfo, Retrying, Started
@@ -43,12 +43,14 @@ from tests.support.servers import STARTABLE, Backend, Server, free_port
 from tests.support.waiting import eventually
 
 LUA = resources.files("common").joinpath("lua")
-NAMES = {Path(str(file)).stem for file in LUA.iterdir()} - {"_events", "_tenants"}
-SHARED = {
-    **dict.fromkeys(("append", "finish", "requeue", "start", "submit"), "events"),
-    **dict.fromkeys(("claim", "enqueue", "release", "settle"), "tenants"),
+TEXTS = {Path(str(file)).stem: file.read_text() for file in LUA.iterdir()}
+NAMES = {name for name in TEXTS if not name.startswith("_")}
+SCRIPTS = {
+    script.name: script
+    for module in (job_store, lanes, prompts, registry)
+    for script in vars(module).values()
+    if isinstance(script, Script)
 }
-SCRIPTS = {name: Script(name, shared=SHARED.get(name, "")) for name in NAMES}
 FAR_MS = 2**42
 LETTER = Letter("l0", TENANT, ErrorInfo("worker-lost", "gone"))
 
@@ -226,6 +228,11 @@ async def test_another_answer_would_be_seen(
             fake = await _tell(Fleet.of(redis, lease_redis, keys))
             lease_redis.close()
     assert await _tell(fleet) != fake
+
+
+def test_there_is_one_clock() -> None:
+    """Times that are compared are rounded in one place."""
+    assert [name for name, text in TEXTS.items() if "'TIME'" in text] == ["_clock"]
 
 
 async def test_the_story_runs_every_script(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
