@@ -21,7 +21,7 @@ STEAL_LIMIT = 16
 AGEING_S = 60.0
 """How much longer a job must have waited to go before one of the next higher priority."""
 
-_ADMIT = Script("admit", shared=("clock",))
+_ADMIT = Script("admit", shared=("clock", "tenants"))
 _ENQUEUE = Script("enqueue", shared=("clock", "tenants"))
 _CLAIM = Script("claim", shared=("clock", "tenants"))
 _RELEASE = Script("release", shared=("clock", "tenants"))
@@ -76,7 +76,7 @@ class Lanes:
         ``max_queued`` is how many jobs of the model may wait. Requests that ask at the same moment
         may pass the limits on waiting jobs by their number.
         """
-        keys = [self._keys.jobs, self._keys.slots, self._keys.tenants, self._keys.bucket(tenant)]
+        keys = [*self._keys.turns, self._keys.bucket(tenant)]
         args: list[Argument] = [tenant, max_queued]
         args += [limits.max_queued, limits.tokens_per_minute, num_tokens]
         reply = await _ADMIT.run(self._redis, keys, args)

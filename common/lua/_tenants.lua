@@ -1,5 +1,5 @@
--- Shared by the scripts that let a model's jobs wait, run and end. They take KEYS 1 jobs, 2 owners,
--- 3 slots, 4 tenants, then ring, clock and full of high, of normal and of low.
+-- Shared by the scripts that let a model's jobs in, let them wait, run and end. They take KEYS 1 jobs,
+-- 2 owners, 3 slots, 4 tenants, then ring, clock and full of high, of normal and of low.
 --
 -- 'owners' says whose an unfinished job is. A job has a slot from its first claim to its end;
 -- 'tenants' counts every tenant's jobs and slots and keeps its share (fields 'jobs:T', 'slots:T',
