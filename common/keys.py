@@ -18,7 +18,8 @@ key                               type     what                                 
 ``{m:MODEL}:full:PRIO``           set      tenants whose slots are all in use     until it is empty
 ``{m:MODEL}:owners``              hash     tenants of unfinished jobs             until it is empty
 ``{m:MODEL}:slots``               set      unfinished jobs that have a slot       until it is empty
-``{m:MODEL}:tenants``             hash     each tenant's jobs, slots and share    until it is empty
+``{m:MODEL}:tenants``             hash     each tenant's jobs, slots and share;   until it is empty
+                                           ``own:WORKER``: the rings are next
 ``{m:MODEL}:bucket:TENANT``       hash     tokens a tenant may still ask for      a minute
 ``{m:MODEL}:dead``                stream   dead letters                           a week
 ``{m:MODEL}:affinity``            zset     workers with such a lane, by steal_at  until it is empty

@@ -3,7 +3,8 @@
 --
 -- 'owners' says whose an unfinished job is. A job has a slot from its first claim to its end;
 -- 'tenants' counts every tenant's jobs and slots and keeps its share (fields 'jobs:T', 'slots:T',
--- 'weight:T', 'max_running:T'; 0 is no limit).
+-- 'weight:T', 'max_running:T'; 0 is no limit). Its field 'own:W' is of claim: worker W read its own lane
+-- last, so the rings have its next turn. It goes when they had that, or nothing waits in the lane.
 --
 -- Tenants take turns by virtual time (start-time fair queueing: Goyal, Vin, Cheng, SIGCOMM 1996).
 -- Each waits in the ring with the time of its next turn; the least is served, and its next turn comes

@@ -86,7 +86,8 @@ local function read_worker(worker, count)
   end
 end
 
--- The jobs that wait for this worker and those of the rings take turns, one by one.
+-- The jobs that wait for this worker and those of the rings take turns, one by one: 'own:WORKER' of
+-- the tenants says that the rings have the next one.
 local function serve_own_or_ring()
   local field = 'own:' .. ARGV[1]
   local own, found = redis.call('ZSCORE', KEYS[AFFINITY], ARGV[1]), next_head()

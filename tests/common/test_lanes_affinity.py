@@ -185,6 +185,21 @@ async def test_no_draining_worker_is_remembered_after_its_end(
     assert not await redis.exists(keys.model(MODEL).draining)
 
 
+@pytest.mark.usefixtures("chats")
+async def test_no_turn_of_a_worker_is_remembered_after_its_lane(
+    lanes: Lanes, redis: Redis, keys: Keys
+) -> None:
+    """Also where another one reads the last of it."""
+    tenants = keys.model(MODEL).tenants
+    for job_id in ("j1", "j2"):
+        await enqueue(lanes, job_id, "w1")
+    assert await claimed(lanes, "w1", 1) == ["j1"]
+    assert await redis.hexists(tenants, "own:w1")  # type: ignore[misc]
+    await lapse(redis, keys, "w1")
+    assert await claimed(lanes, "w2") == ["j2"]
+    assert not await redis.hexists(tenants, "own:w1")  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("why", ["unknown", "dead", "swept", "draining", "cheap", "impatient"])
 async def test_without_a_holder_worth_the_wait_it_is_the_tenants_lane(
     why: str, chats: PromptIndex, lanes: Lanes, redis: Redis, keys: Keys
