@@ -10,7 +10,8 @@
 -- Each waits in the ring with the time of its next turn; the least is served, and its next turn comes
 -- 1 / weight later. 'clock' is the ring's own time, that of the last turn: who comes has its first
 -- turn then. A tenant with nothing waiting leaves when its turn has come, not before: leaving is no way
--- past the others. Tenants with waiting jobs and all their slots in use are in 'full', not in the ring.
+-- past the others. Tenants with waiting jobs and all their slots in use are in 'full'; they too leave
+-- the ring when their turn has come.
 local RINGS = { high = 5, normal = 8, low = 11 }
 
 local function of_tenant(what, tenant)

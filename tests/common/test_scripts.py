@@ -104,6 +104,8 @@ async def _tell_of_jobs(store: JobStore) -> list[Any]:
     second = await start(store, "job_a", "w2")
     told += [await store.cancel(job_id) for job_id in ("job_a", "job_b", "job_x")]
     told.append(await append(store, "job_a", second, 7, "z"))
+    records = [[store._keys.job(job_id).record] for job_id in ("job_a", "job_x")]
+    told += [await job_store._MARK_DURABLE.run(store._redis, record, []) for record in records]
     told.append((await store.start(await read(store, "job_b"), "w1", Started("w1", 1)))[0])
     ends = [("job_a", first, 8), ("job_a", second, 9), ("job_a", second, 7), ("job_b", 0, 1)]
     for job_id, epoch, n in ends:

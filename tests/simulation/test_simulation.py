@@ -59,7 +59,7 @@ async def test_it_finds_a_missing_fence(redis: Redis, lease_redis: SyncRedis, ke
         return await append(store, forged)
 
     with patch.object(JobStore, "append", unfenced):
-        seeds = iter(range(40))
+        seeds = iter(range(200))
         while not await _fails(next(seeds), redis, lease_redis, keys):
             pass
 
