@@ -41,7 +41,9 @@ class Runner:
         self._lease = lease
         self._publisher = publisher
         self._starter = Starter(backend, engine, max_losses, self._may_risk)
-        self._starting: set[str] = set()  # claimed, not yet given to the publisher
+        self._starting: dict[str, str] = {}  # job: holder; claimed, not yet started
+        self._starts: set[asyncio.Task[None]] = set()  # what starts them
+        self._is_leaving = False  # nothing is started any more: the jobs are handed over
         self._risky = ""  # the last job that was let start though it may cost this worker's life
         self._later: list[tuple[Claim, str]] = []  # such jobs, with their holder, that wait for it
         self._rang = False  # the bell rang since the last claim: other workers heard it too
@@ -59,7 +61,7 @@ class Runner:
     @property
     def _kept(self) -> set[str]:
         """The jobs whose lane entries this worker needs."""
-        return self._starting | self._publisher.attempts.keys()
+        return self._starting.keys() | self._publisher.attempts.keys()
 
     async def run(self, capacity: int, poll_s: float) -> None:
         """Claim and start jobs until the worker drains."""
@@ -70,10 +72,10 @@ class Runner:
                 holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
                 claims = await self._claim(holder, capacity - self.num_held)
                 for claim in claims:
-                    if self._hold(claim):
-                        starts.create_task(self._begin(claim, holder))
+                    if self._hold(claim, holder):
+                        self._begin_in(starts, claim, holder)
                 for late in self._due():
-                    starts.create_task(self._begin(*late))
+                    self._begin_in(starts, *late)
                 if not claims:
                     await self._wait_for_work(poll_s)
                 await self._yield_to_idle()
@@ -113,18 +115,34 @@ class Runner:
 
     async def hand_over(self, reason: str, *, lost: bool) -> None:
         """Let every job of this worker wait for another one; ``lost`` counts against the job."""
-        for log in self._publisher.drop_all():
-            owner = log.grant.worker_id
-            await self._backend.store.requeue(log.job_id, owner, Retrying(reason), lost=lost)
+        owners = await self._stop_starting()
+        owners |= {log.job_id: log.grant.worker_id for log in self._publisher.drop_all()}
+        for job_id, owner in owners.items():
+            await self._backend.store.requeue(job_id, owner, Retrying(reason), lost=lost)
+        # Asked first: a claim that is still on its way may come after the entries went.
+        is_claiming = not self._not_claiming.is_set()
         await self._backend.lanes.hand_back(self.worker_id)
-        # A claim that is still on its way would come after the hand-over.
-        self.may_hold_entries = not self._not_claiming.is_set()
+        self.may_hold_entries = is_claiming
+
+    async def _stop_starting(self) -> dict[str, str]:
+        """Start nothing any more; returns the jobs that were to start, with their holders.
+
+        Any of them may run under its holder: Redis applies a start whose reply nobody awaits.
+        """
+        self._is_leaving = True
+        self._later.clear()
+        for start in self._starts:
+            start.cancel()
+        await asyncio.gather(*self._starts, return_exceptions=True)
+        cut_off, self._starting = self._starting, {}
+        return cut_off
 
     async def _give_back_later(self) -> None:
         """Let others have the jobs that wait here to be started."""
-        waiting = {claim.job_id for claim, _ in self._later}
+        waiting = [claim.job_id for claim, _ in self._later]
         self._later.clear()
-        self._starting -= waiting
+        for job_id in waiting:
+            del self._starting[job_id]
         try:
             if waiting:
                 await self._backend.lanes.hand_back(self.worker_id, self._kept)
@@ -176,14 +194,16 @@ class Runner:
         finally:
             self.work.clear()
 
-    def _hold(self, claim: Claim) -> bool:
-        if claim.job_id in self._starting or claim.job_id in self._publisher.attempts:
+    def _hold(self, claim: Claim, holder: str) -> bool:
+        if self._is_leaving:
+            return False  # its entry is handed back, or left to the sweep
+        if claim.job_id in self._kept:
             _log.warning("claimed_twice", job=claim.job_id)
             self._twice.add(claim.job_id)  # this entry goes back when the first hold ends
             return False
         if not self.num_held:
             self._lease.renew_now()  # busy from now on
-        self._starting.add(claim.job_id)
+        self._starting[claim.job_id] = holder
         return True
 
     def _on_free(self) -> None:
@@ -206,13 +226,18 @@ class Runner:
             return [*lapsed, self._later.pop(0)]
         return lapsed
 
+    def _begin_in(self, starts: asyncio.TaskGroup, claim: Claim, holder: str) -> None:
+        start = starts.create_task(self._begin(claim, holder))
+        self._starts.add(start)
+        start.add_done_callback(self._starts.discard)
+
     async def _begin(self, claim: Claim, holder: str) -> None:
         try:
             log = await self._start(claim, holder)
         except NotNow:
             self._later.append((claim, holder))
             return
-        self._starting.remove(claim.job_id)
+        del self._starting[claim.job_id]
         if log is None or holder != self.worker_id:
             self.work.set()
             return

@@ -137,7 +137,7 @@ class SimulatedWorker:
         """Claim what fits, and start it."""
         holder = self.id
         for claim in await self._runner._claim(holder, CAPACITY - self._runner.num_held):
-            if self._runner._hold(claim):
+            if self._runner._hold(claim, holder):
                 await self._runner._begin(claim, holder)
         for late in self._runner._due():
             await self._runner._begin(*late)

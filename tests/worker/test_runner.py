@@ -1,6 +1,8 @@
 """The job loop claims what fits, starts what may start, and leaves nothing stuck."""
 
 import asyncio
+from collections.abc import Collection
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -287,7 +289,7 @@ async def test_a_worker_without_a_current_lease_starts_nothing(
 
 
 async def _begin(rig: Rig, claim: Claim) -> None:
-    assert rig.runner._hold(claim)
+    assert rig.runner._hold(claim, rig.worker_id)
     await rig.runner._begin(claim, rig.worker_id)
 
 
@@ -340,6 +342,48 @@ async def test_a_drain_that_takes_too_long_hands_over(make_rig: MakeRig, backend
         "accepted", "started", "tokens", "retrying", "started", "tokens", "completed",
     ]  # fmt: skip
     assert "drain" in str(await events_of(backend, job_id))
+    await at_rest(backend)
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("applied", [False, True])
+async def test_a_start_in_flight_is_handed_over_too(
+    applied: bool, make_rig: MakeRig, backend: Backend
+) -> None:
+    """It is stopped before the hand-over; what Redis had done of it already is no loss."""
+    leaving = make_rig()
+    start, hand_back = leaving.backend.store.start, leaving.backend.lanes.hand_back
+    is_starting, may_go_on, is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def start_late(*args: Any) -> object:
+        try:
+            granted = await start(*args) if applied else None
+            is_starting.set()
+            await may_go_on.wait()
+            return granted or await start(*args)
+        finally:
+            is_over.set()
+
+    async def hand_back_late(worker_id: str, kept: Collection[str] = ()) -> list[str]:
+        if is_starting.is_set():  # the hand-over, and no reconciling before
+            may_go_on.set()
+            await is_over.wait()
+        return await hand_back(worker_id, kept)
+
+    leaving.backend.store.start = start_late  # type: ignore[method-assign,assignment]
+    leaving.backend.lanes.hand_back = hand_back_late  # type: ignore[method-assign]
+    job_id = await submit(backend)
+    await leaving.start()
+    async with within():
+        await is_starting.wait()
+    await leaving.drain(0.05)
+    assert (await read(backend.store, job_id)).state is JobState.QUEUED
+    assert leaving.runner.num_held == 0
+    assert not leaving.runner.may_hold_entries
+    heir = await make_rig().start()
+    end = await end_of(backend, job_id)
+    assert (end.worker, end.attempts) == (heir.worker_id, 2 if applied else 1)
+    assert (await read(backend.store, job_id)).losses == 0
     await at_rest(backend)
 
 
@@ -404,6 +448,34 @@ async def test_a_claim_on_its_way_is_part_of_the_drain(make_rig: MakeRig, backen
     assert (await read(backend.store, job_id)).state in (JobState.QUEUED, JobState.COMPLETED)
 
 
+async def test_a_claim_that_comes_after_the_hand_over_starts_nothing(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The worker is as good as gone: its entries wait for the sweep, the job is no loss."""
+    rig = make_rig()
+    claim, is_claiming, may_claim = rig.backend.lanes.claim, asyncio.Event(), asyncio.Event()
+
+    async def held_up(worker_id: str, count: int) -> list[Claim]:
+        is_claiming.set()
+        await may_claim.wait()
+        return await claim(worker_id, count)
+
+    rig.backend.lanes.claim = held_up  # type: ignore[method-assign]
+    job_id = await submit(backend)
+    await rig.start()
+    async with within():
+        await is_claiming.wait()
+    await rig.drain(0.05)
+    assert rig.runner.may_hold_entries
+    may_claim.set()
+    async with within():
+        await rig.runner._not_claiming.wait()
+    [depth] = await backend.lanes.depths()
+    assert depth.pending == 1
+    assert (await read(backend.store, job_id)).state is JobState.QUEUED
+    assert rig.runner.num_held == 0
+
+
 async def test_a_stranger_on_the_record_costs_a_loss(make_rig: MakeRig, backend: Backend) -> None:
     """A job still running under a dead worker is taken over and counted."""
     job_id = await submit(backend)
@@ -430,7 +502,7 @@ async def test_new_work_goes_to_the_idle_worker(
     idle = await make_rig(engine=CutEngine(0)).start()
     jobs = [await submit(backend) for _ in range(2)]
     await until(lambda: idle.runner.num_held > 0)
-    assert jobs[0] in idle.runner._starting | idle.publisher.attempts.keys()
+    assert jobs[0] in idle.runner._kept
     assert busy.runner.num_held == 1
 
 
