@@ -26,7 +26,6 @@ from worker.engine.factory import EngineOptions, create_engine, public_name
 from worker.engine.protocol import EngineInfo
 from worker.lease import Lease
 from worker.loop_watch import LoopWatch
-from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
 
@@ -78,12 +77,12 @@ class Worker:
         self._heartbeat = Heartbeat(self._beats, keys, settings.lease_s)
         self._lease = Lease(self._heartbeat, self._describe, settings.lease_s)
         self._bell = Bell(self._subscriber, keys, self._model)
-        self._publisher = Publisher(backend, self._engine, self._lease, settings.flush_ms / 1000)
         self._runner = Runner(
-            backend, self._engine, self._lease, self._publisher, settings.max_losses
+            backend, self._engine, self._lease, settings.flush_ms / 1000, settings.max_losses
         )
+        self._publisher = self._runner.publisher
         # A server that was away may have lost the end of a job: its entry must not be stuck here.
-        self._bell.on_connect = self._publisher.reconcile.set
+        self._bell.on_connect = self._runner.doubt_entries
         self._bell.on_forget = self._engine.forget
         self._sweeper = Sweeper(backend, settings.lease_s)
         self._loop_watch = LoopWatch(settings.watchdog_s, _abandon)

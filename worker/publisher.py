@@ -7,6 +7,7 @@ when Redis comes back with less, the answer ``GAP`` says from where to send agai
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import structlog
 
@@ -24,10 +25,22 @@ _log = structlog.get_logger()
 PROBE_S = 1.0
 
 
+class Holder(Protocol):
+    """Who holds the lane entries of the attempts, and is told what becomes of them."""
+
+    def slot_freed(self) -> None:
+        """Take note that an attempt is over: there is room for another job."""
+
+    def doubt_entries(self) -> None:
+        """Take note that an entry may be held for a job that is not run."""
+
+
 class Publisher:
     """The running attempts of one worker, from ``start`` to the released lane entry."""
 
-    def __init__(self, backend: Backend, engine: Engine, lease: Lease, flush_s: float) -> None:
+    def __init__(
+        self, backend: Backend, engine: Engine, lease: Lease, flush_s: float, holder: Holder
+    ) -> None:
         self.attempts: dict[str, AttemptLog] = {}
         self.metrics = Metrics()
         self._store = backend.store
@@ -36,11 +49,10 @@ class Publisher:
         self._engine = engine
         self._lease = lease
         self._flush_s = flush_s
+        self._holder = holder
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()  # a first token or an end: do not wait for the interval
-        self.on_free: Callable[[], None] = lambda: None  # called when a slot became free
-        self.reconcile = asyncio.Event()  # a lane entry may be held for a job that is not run
 
     def sink(self, log: AttemptLog) -> Callable[[Output], None]:
         """Return where the engine delivers the outputs of this attempt."""
@@ -154,7 +166,7 @@ class Publisher:
         if outcome in (Outcome.CLOSED, Outcome.GONE):
             await self._lanes.release(log.grant.worker_id, log.grant.claim)
         else:
-            self.reconcile.set()
+            self._holder.doubt_entries()
         self._drop(log)
 
     async def _end(self, log: AttemptLog) -> None:
@@ -183,4 +195,4 @@ class Publisher:
         if self.attempts.get(log.job_id) is log:
             del self.attempts[log.job_id]
         self._dirty.discard(log.job_id)
-        self.on_free()
+        self._holder.slot_freed()

@@ -31,15 +31,15 @@ class Runner:
         backend: Backend,
         engine: Engine,
         lease: Lease,
-        publisher: Publisher,
+        flush_s: float,
         max_losses: int,
     ) -> None:
         self.worker_id = worker_id()
+        self.publisher = Publisher(backend, engine, lease, flush_s, self)
         self.draining = False
         self.work = asyncio.Event()  # the bell rang, or a slot became free
         self._backend = backend
         self._lease = lease
-        self._publisher = publisher
         self._starter = Starter(backend, engine, max_losses, self._may_risk)
         self._starting: dict[str, str] = {}  # job: holder; claimed, not yet started
         self._starts: set[asyncio.Task[None]] = set()  # what starts them
@@ -48,20 +48,20 @@ class Runner:
         self._later: list[tuple[Claim, str]] = []  # such jobs, with their holder, that wait for it
         self._rang = False  # the bell rang since the last claim: other workers heard it too
         self._twice: set[str] = set()  # held under a second lane entry too
+        self._has_doubts = False  # an entry may be held for a job that is not run
         self._not_claiming = asyncio.Event()
         self._not_claiming.set()
         self.may_hold_entries = False  # lane entries may carry this worker's ID
-        publisher.on_free = self._on_free
 
     @property
     def num_held(self) -> int:
         """How many jobs this worker holds."""
-        return len(self._starting) + len(self._publisher.attempts)
+        return len(self._starting) + len(self.publisher.attempts)
 
     @property
     def _kept(self) -> set[str]:
         """The jobs whose lane entries this worker needs."""
-        return self._starting.keys() | self._publisher.attempts.keys()
+        return self._starting.keys() | self.publisher.attempts.keys()
 
     async def run(self, capacity: int, poll_s: float) -> None:
         """Claim and start jobs until the worker drains."""
@@ -86,6 +86,16 @@ class Runner:
         self._rang = True
         self.work.set()
 
+    def slot_freed(self) -> None:
+        """Look for work now: there is room for it."""
+        self.work.set()
+        if not self.num_held:
+            self._lease.renew_now()  # idle from now on
+
+    def doubt_entries(self) -> None:
+        """Give entries of jobs that are not run here back before the next claim."""
+        self._has_doubts = True
+
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> None:
         """Stop claiming, let the running jobs finish in time, hand over the rest."""
         self.draining = True
@@ -105,7 +115,7 @@ class Runner:
         """Whenever the sweep has removed this worker: drop its jobs, come back under a new ID."""
         while True:
             await self._lease.lapsed.wait()
-            dropped = self._publisher.drop_all()
+            dropped = self.publisher.drop_all()
             _log.warning("lease_lapsed", worker=self.worker_id, dropped=len(dropped))
             self.worker_id = worker_id()
             await bell.rename(self.worker_id)
@@ -116,7 +126,7 @@ class Runner:
     async def hand_over(self, reason: str, *, lost: bool) -> None:
         """Let every job of this worker wait for another one; ``lost`` counts against the job."""
         owners = await self._stop_starting()
-        owners |= {log.job_id: log.grant.worker_id for log in self._publisher.drop_all()}
+        owners |= {log.job_id: log.grant.worker_id for log in self.publisher.drop_all()}
         for job_id, owner in owners.items():
             await self._backend.store.requeue(job_id, owner, Retrying(reason), lost=lost)
         # Asked first: a claim that is still on its way may come after the entries went.
@@ -171,7 +181,7 @@ class Runner:
             return []  # not joined yet, or swept: the lease says which
         except UNAVAILABLE as error:
             # It may have been applied and its reply lost: the entries must not be stuck.
-            self._publisher.reconcile.set()
+            self.doubt_entries()
             _log.warning("claim_failed", error=str(error))
             await asyncio.sleep(RETRY_S)
             return []
@@ -179,9 +189,9 @@ class Runner:
     async def _reconcile(self, holder: str) -> None:
         """Give back entries that this worker holds for jobs that it does not run."""
         kept = self._kept
-        if self._twice <= kept and not self._publisher.reconcile.is_set():
+        if self._twice <= kept and not self._has_doubts:
             return
-        self._publisher.reconcile.clear()
+        self._has_doubts = False
         await self._backend.lanes.hand_back(holder, kept)
         self._twice &= kept
 
@@ -205,11 +215,6 @@ class Runner:
             self._lease.renew_now()  # busy from now on
         self._starting[claim.job_id] = holder
         return True
-
-    def _on_free(self) -> None:
-        self.work.set()
-        if not self.num_held:
-            self._lease.renew_now()  # idle from now on
 
     def _may_risk(self, job_id: str) -> bool:
         """Let one job at a time start that one more lost worker would end."""
@@ -241,7 +246,7 @@ class Runner:
         if log is None or holder != self.worker_id:
             self.work.set()
             return
-        self._publisher.add(log)
+        self.publisher.add(log)
 
     async def _start(self, claim: Claim, holder: str) -> AttemptLog | None:
         """Start the job, or end and release it where it must not start. Outlasts outages."""

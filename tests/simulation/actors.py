@@ -34,7 +34,6 @@ from worker.engine.protocol import (
     Request,
 )
 from worker.lease import Lease
-from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
 
@@ -113,8 +112,8 @@ class SimulatedWorker:
         self.engine = ScriptedEngine()
         engine, lease = cast("Engine", self.engine), cast("Lease", EndlessLease())
         self._backend = Backend.on(redis, keys, MODEL)
-        self._publisher = Publisher(self._backend, engine, lease, flush_s=0)
-        self._runner = Runner(self._backend, engine, lease, self._publisher, MAX_LOSSES)
+        self._runner = Runner(self._backend, engine, lease, 0, MAX_LOSSES)
+        self._publisher = self._runner.publisher
         self._join()
 
     @property

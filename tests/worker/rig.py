@@ -24,7 +24,6 @@ from worker.bell import Bell
 from worker.engine.fake import FakeEngine
 from worker.engine.protocol import Delta, Finished, Output, Refused, Request, Sink
 from worker.lease import Lease
-from worker.publisher import Publisher
 from worker.runner import Runner
 from worker.sweeper import Sweeper
 
@@ -82,9 +81,9 @@ class Rig:
         self.heartbeat = Heartbeat(self._beats, keys, lease_s)
         self.lease = Lease(self.heartbeat, lambda: make_worker(self.runner.worker_id), lease_s)
         self.bell = Bell(self._subscriber, keys, MODEL)
-        self.publisher = Publisher(self.backend, self.engine, self.lease, flush_s)
-        self.bell.on_connect = self.publisher.reconcile.set
-        self.runner = Runner(self.backend, self.engine, self.lease, self.publisher, max_losses)
+        self.runner = Runner(self.backend, self.engine, self.lease, flush_s, max_losses)
+        self.publisher = self.runner.publisher
+        self.bell.on_connect = self.runner.doubt_entries
         self.sweeper = Sweeper(self.backend, lease_s)
         self.tasks: list[asyncio.Task[None]] = []
         self._has_lease = False
