@@ -19,6 +19,7 @@ from worker.engine.protocol import UNRESUMABLE, Engine, Output, Refused
 from worker.lease import Lease
 from worker.metrics import Metrics
 from worker.prompts import commit
+from worker.together import together
 
 _log = structlog.get_logger()
 
@@ -118,8 +119,7 @@ class Publisher:
         outcomes = await self._store.append(appends)
         for log, (outcome, next_n) in zip(batch, outcomes, strict=True):
             await self._settle(log, outcome, next_n)
-        for log in batch:
-            await self._end(log)
+        await together(self._end(log) for log in batch if log.end is not None)
 
     async def _wait_for_work(self) -> None:
         """Return when something is to be sent: in the rhythm of the interval, or at once."""

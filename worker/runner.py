@@ -15,6 +15,7 @@ from worker.engine.protocol import Engine
 from worker.lease import Lease
 from worker.publisher import Publisher
 from worker.starter import NotNow, Starter
+from worker.together import together
 
 _log = structlog.get_logger()
 
@@ -127,8 +128,10 @@ class Runner:
         """Let every job of this worker wait for another one; ``lost`` counts against the job."""
         owners = await self._stop_starting()
         owners |= {log.job_id: log.grant.worker_id for log in self.publisher.drop_all()}
-        for job_id, owner in owners.items():
-            await self._backend.store.requeue(job_id, owner, Retrying(reason), lost=lost)
+        requeue, retrying = self._backend.store.requeue, Retrying(reason)
+        await together(
+            requeue(job_id, owner, retrying, lost=lost) for job_id, owner in owners.items()
+        )
         # Asked first: a claim that is still on its way may come after the entries went.
         is_claiming = not self._not_claiming.is_set()
         await self._backend.lanes.hand_back(self.worker_id)

@@ -1,17 +1,18 @@
 """Seeded lives of a fleet: whatever happens, every accepted job ends once, with its tokens."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from unittest.mock import patch
 
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
+from common.connections import UNAVAILABLE
 from common.job_store import Append, JobStore, Outcome
 from common.keys import Keys
 from tests.simulation.world import World
-from worker import backend, runner
+from worker import backend, publisher, runner
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +25,25 @@ def _at_once() -> Iterator[None]:
     """Nobody waits before trying again: in the simulation the fault is over by then."""
     with patch.object(backend, "RETRY_S", 0), patch.object(runner, "RETRY_S", 0):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _in_turn() -> Iterator[None]:
+    """What workers do at once is done in turn: a seed's faults always meet the same commands."""
+    with patch.object(publisher, "together", in_turn), patch.object(runner, "together", in_turn):
+        yield
+
+
+async def in_turn(steps: Iterable[Awaitable[object]]) -> None:
+    """Take all steps, then raise what the first failed one raised; a crash is the last of them."""
+    failed: Exception | None = None
+    for step in steps:
+        try:
+            await step
+        except UNAVAILABLE as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 async def simulate(seed: int, redis: Redis, sync: SyncRedis, keys: Keys) -> None:
@@ -59,7 +79,11 @@ async def test_it_finds_a_missing_fence(redis: Redis, lease_redis: SyncRedis, ke
         return await append(store, forged)
 
     with patch.object(JobStore, "append", unfenced):
+<<<<<<< HEAD
         seeds = iter(range(200))
+=======
+        seeds = iter(range(40, 200))  # about one in sixteen sees it, of the first forty none
+>>>>>>> 5961d23 (Ends of one flush, and the requeues of a hand-over, are written at once)
         while not await _fails(next(seeds), redis, lease_redis, keys):
             pass
 

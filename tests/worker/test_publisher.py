@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.events import Completed, Retrying, Tokens
 from common.job_store import Append, Outcome
@@ -14,6 +16,7 @@ from tests.support.servers import Server
 from tests.support.waiting import eventually, within
 from tests.worker.conftest import MakeRig
 from tests.worker.rig import (
+    POLL_S,
     CutEngine,
     Rig,
     answer_to,
@@ -30,6 +33,7 @@ from tests.worker.rig import (
     until,
 )
 from worker import publisher as publisher_module
+from worker.attempt import AttemptLog
 from worker.backend import Backend
 from worker.engine.protocol import Delta, Finished, Prefilled
 
@@ -114,6 +118,53 @@ async def test_all_jobs_share_one_round_trip(make_rig: MakeRig, backend: Backend
     await until(lambda: all(log.is_sent for log in rig.publisher.attempts.values()))
     [batch] = [batch for batch in noted if any(item.payloads for item in batch)]
     assert {item.job_id for item in batch} == job_ids
+
+
+async def hold_many(rig: Rig, backend: Backend, count: int) -> list[AttemptLog]:
+    """Let a worker whose publisher is called by hand run many jobs; return their attempts."""
+    job_ids = {await submit(backend) for _ in range(count)}
+    await rig.join()
+    rig.spawn(rig.runner.run(count, POLL_S))
+    await until(lambda: rig.publisher.attempts.keys() == job_ids)
+    return list(rig.publisher.attempts.values())
+
+
+async def test_many_ends_are_written_at_once(make_rig: MakeRig, backend: Backend) -> None:
+    """The ends of one flush do not wait for each other: nobody else's tokens wait for them all."""
+    rig = make_rig(engine=CutEngine(0, capacity=100))
+    logs = await hold_many(rig, backend, 100)
+    finish, is_met = rig.backend.store.finish, asyncio.Barrier(len(logs))
+
+    async def meet(*args: Any) -> object:
+        await is_met.wait()
+        return await finish(*args)
+
+    rig.backend.store.finish = meet  # type: ignore[method-assign,assignment]
+    for log in logs:
+        say(rig, log.job_id, Finished(FinishReason.STOP))
+    async with within():
+        await rig.publisher.flush(logs)
+    for log in logs:
+        assert (await end_of(backend, log.job_id)).kind == "completed"
+    assert rig.runner.num_held == 0
+    await at_rest(backend)
+
+
+@pytest.mark.fault(14)
+async def test_an_end_that_fails_holds_up_no_other(make_rig: MakeRig, backend: Backend) -> None:
+    """The others are written and released; what failed is known, and done by the next flush."""
+    rig = make_rig(engine=CutEngine(0))
+    logs = await hold_many(rig, backend, 8)
+    lose_reply(rig.backend.store, "finish")
+    for log in logs:
+        say(rig, log.job_id, Finished(FinishReason.STOP))
+    with pytest.raises(RedisConnectionError):
+        await rig.publisher.flush(logs)
+    [left] = rig.publisher.attempts.values()
+    await rig.publisher.flush([left])
+    for log in logs:
+        assert (await end_of(backend, log.job_id)).kind == "completed"
+    await at_rest(backend)
 
 
 @pytest.mark.fault(33)

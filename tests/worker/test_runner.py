@@ -424,6 +424,20 @@ async def test_a_drain_during_an_outage_leaves_the_jobs_to_the_sweep(
     await at_rest(backend)
 
 
+@pytest.mark.fault(14)
+async def test_a_requeue_that_fails_holds_up_no_other(make_rig: MakeRig, backend: Backend) -> None:
+    """All jobs wait for another worker, although the hand-over as a whole has failed."""
+    rig = await make_rig(engine=CutEngine(0)).start()
+    job_ids = {await submit(backend) for _ in range(3)}
+    await until(lambda: rig.publisher.attempts.keys() == job_ids)
+    lose_reply(rig.backend.store, "requeue")
+    with pytest.raises(RedisConnectionError):
+        await rig.drain(0.05)
+    for job_id in job_ids:
+        assert (await read(backend.store, job_id)).state is JobState.QUEUED
+    assert rig.runner.may_hold_entries
+
+
 async def test_a_claim_on_its_way_is_part_of_the_drain(make_rig: MakeRig, backend: Backend) -> None:
     """Entries that arrive while the worker drains are not left behind."""
     rig = make_rig()
