@@ -79,11 +79,7 @@ async def test_it_finds_a_missing_fence(redis: Redis, lease_redis: SyncRedis, ke
         return await append(store, forged)
 
     with patch.object(JobStore, "append", unfenced):
-<<<<<<< HEAD
-        seeds = iter(range(200))
-=======
-        seeds = iter(range(40, 200))  # about one in sixteen sees it, of the first forty none
->>>>>>> 5961d23 (Ends of one flush, and the requeues of a hand-over, are written at once)
+        seeds = iter(range(200))  # about one in sixteen sees it
         while not await _fails(next(seeds), redis, lease_redis, keys):
             pass
 
