@@ -117,7 +117,8 @@ class Recovery:
         ]
         lost = await self._placeless(active)
         records = await self._store.records(lost) if lost else []
-        return sum([await self._place(record) for record in records if record], Found())
+        unfinished = [record for record in records if record and not record.is_ended]
+        return sum([await self._place(record) for record in unfinished], Found())
 
     async def _placeless(self, jobs: Sequence[tuple[str, str]]) -> list[str]:
         async with self._redis.pipeline(transaction=False) as pipeline:

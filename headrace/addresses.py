@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import random
 import re
 import socket
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from common.errors import StartupFailed
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 
+_SERVER_PORTS = (15_000, 32_000)
 _MASK = "***"
 _PASSWORD_FIELD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
@@ -22,10 +24,21 @@ def gateway_url(host: str, port: int) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on at the moment; raises ``OSError`` for a wrong host.
+
+    It is below those that systems give to outgoing connections: one of them could take it before
+    the server does, or while a server that comes back is away.
+    """
+    while True:
+        port = random.randint(*_SERVER_PORTS)  # noqa: S311 - no secret
+        with socket.socket(_family(host)) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 def require_free(host: str, port: int) -> None:

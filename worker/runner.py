@@ -70,17 +70,20 @@ class Runner:
         self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
-                holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
-                claims = await self._claim(holder, capacity - self.num_held)
-                for claim in claims:
-                    if self._hold(claim, holder):
-                        self._begin_in(starts, claim, holder)
-                for late in self._due():
-                    self._begin_in(starts, *late)
-                if not claims:
+                taken = await self.take(capacity - self.num_held)
+                for claim, holder in taken:
+                    self._begin_in(starts, claim, holder)
+                if not taken:
                     await self._wait_for_work(poll_s)
                 await self._yield_to_idle()
             self._not_claiming.set()
+
+    async def take(self, room: int) -> list[tuple[Claim, str]]:
+        """Claim up to so many jobs; returns those to begin now, with the holder of each entry."""
+        holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
+        claims = await self._claim(holder, room)
+        held = [(claim, holder) for claim in claims if self._hold(claim, holder)]
+        return held + self._due()
 
     def ring(self) -> None:
         """Look for work now: there is some for one of the workers."""

@@ -24,6 +24,7 @@ from common.limits import Limits
 from common.prompts import Commit, PromptIndex
 from common.registry import Heartbeat, Registry
 from common.scripts import Script
+from headrace.addresses import free_port
 from tests.support.cutting import cut_for_now
 from tests.support.jobs import (
     BROKEN,
@@ -39,7 +40,7 @@ from tests.support.jobs import (
     start,
     submit,
 )
-from tests.support.servers import STARTABLE, Backend, Server, free_port
+from tests.support.servers import STARTABLE, Backend, Server
 from tests.support.waiting import eventually
 
 LUA = resources.files("common").joinpath("lua")

@@ -77,3 +77,5 @@ def test_a_taken_port_stops_the_start() -> None:
         with pytest.raises(StartupFailed, match=f"port {port} of 127.0.0.1 is in use; .*--port"):
             require_free("127.0.0.1", port)
     require_free("127.0.0.1", free_port())
+    with pytest.raises(OSError, match="assign"):
+        free_port("192.0.2.1")

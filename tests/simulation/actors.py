@@ -134,12 +134,8 @@ class SimulatedWorker:
 
     async def claim(self) -> None:
         """Claim what fits, and start it."""
-        holder = self.id
-        for claim in await self._runner._claim(holder, CAPACITY - self._runner.num_held):
-            if self._runner._hold(claim, holder):
-                await self._runner._begin(claim, holder)
-        for late in self._runner._due():
-            await self._runner._begin(*late)
+        for claim, holder in await self._runner.take(CAPACITY - self._runner.num_held):
+            await self._runner._begin(claim, holder)
 
     def generate(self, rng: random.Random, num_steps: int) -> None:
         """Make tokens of random requests."""

@@ -1,15 +1,12 @@
 """The real servers that the tests run on, each with our own flags."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +15,12 @@ from redis.exceptions import RedisError
 
 from common.topology.server_url import Topology
 from headrace import tether
+from headrace.addresses import free_port
 
 START_S = 20.0
 STOP_S = 20.0
 
 _POLL_S = 0.01
-_SERVER_PORTS = (15_000, 32_000)
 _FLAGS = [
     *("--bind", "127.0.0.1"),
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
@@ -174,16 +171,3 @@ def _answers(client: Redis) -> bool:
         return bool(client.ping())
     except RedisError:
         return False
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on.
-
-    It is below those that the system gives to outgoing connections: one of them could take it
-    before the server does.
-    """
-    while True:
-        port = random.randint(*_SERVER_PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

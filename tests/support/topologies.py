@@ -11,7 +11,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from common.topology.server_url import Topology, read_url
-from tests.support.servers import Server, free_port
+from headrace.addresses import free_port
+from tests.support.servers import Server
 
 SERVICE = "mill"
 SETTLE_S = 40.0

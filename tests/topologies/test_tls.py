@@ -13,8 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.connections import command_client, lease_client
 from common.keys import Keys
+from headrace.addresses import free_port
 from tests.support.programs import Programs
-from tests.support.servers import STARTABLE, Server, free_port
+from tests.support.servers import STARTABLE, Server
 from tests.support.tls import NEEDS_OPENSSL, OPENSSL, Authority, Certificate, tls_door
 from tests.support.topologies import Cluster, SentinelSet, running
 from tests.topologies.conftest import FleetOn
