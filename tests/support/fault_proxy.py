@@ -95,7 +95,11 @@ class FaultProxy:
     async def _serve(
         self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:  # it is down, and its client shall know
+            writer.transport.abort()
+            return
         ends = {writer, server_writer}
         self._open |= ends
         try:
