@@ -1,6 +1,7 @@
 """Compiling Python functions to machine code, and what this processor can do."""
 
 import hashlib
+import inspect
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def compile_entry(function: Callable[[Any], None], cache_dir: Path | None) -> in
     """
     if cache_dir is None:
         return _compile(function, None)
-    directory = cache_dir / f"kernels-{_digest()}"
+    directory = cache_dir / f"kernels-{_digest(function)}"
     if not any(directory.rglob("*.nbc")):
         _compile_elsewhere(function, directory)
     return _compile(function, directory)
@@ -87,12 +88,17 @@ def _compile(function: Callable[[Any], None], directory: Path | None) -> int:
     return cast("int", compiled(function).address)
 
 
-def _digest() -> str:
-    """Return a name for this version of the package, its compiler and this processor.
+def _digest(function: Callable[[Any], None]) -> str:
+    """Return a name for this copy of the package, its compiler and this processor.
 
-    numba looks only at the file of the function that it compiles, not at what that one calls.
+    numba looks only at the file of the function that it compiles, not at what that one calls. It
+    takes what was kept for a file at another place, or of another time, for nothing; so that is in
+    the name too.
     """
+    own_file = Path(inspect.getfile(function))
     machine = (
+        str(own_file.resolve()),
+        own_file.stat().st_mtime_ns,
         numba.__version__,
         sys.version,
         binding.get_host_cpu_name(),

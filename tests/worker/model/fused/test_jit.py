@@ -1,7 +1,9 @@
 """Compiled functions: it is the kept machine code that runs, also where it was just compiled."""
 
 import ctypes
+import importlib
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +37,24 @@ def test_another_process_compiles_what_is_kept(tmp_path: Path, *, is_kept: bool)
         assert _doubled(compile_entry(double, cache_dir)) == 42
     assert run.call_count == is_kept
     assert any(tmp_path.rglob("*.nbc")) == is_kept
+
+
+def test_another_copy_of_the_package_is_compiled_elsewhere_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba finds nothing of the first copy; the process must not run what it has compiled."""
+    with patch.object(subprocess, "run", side_effect=subprocess.run) as run:
+        for name in ("one", "other"):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "doubling.py").write_text(Path(__file__).read_text())
+            with monkeypatch.context() as patched:
+                patched.syspath_prepend(folder)
+                patched.delitem(sys.modules, "doubling", raising=False)
+                copy = importlib.import_module("doubling")
+                for _ in range(2):
+                    assert _doubled(compile_entry(copy.double, tmp_path / "kept")) == 42
+    assert run.call_count == 2
 
 
 def test_without_another_process_it_compiles_too(tmp_path: Path) -> None:
