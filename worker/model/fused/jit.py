@@ -3,9 +3,11 @@
 import hashlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -17,6 +19,7 @@ from numba import types
 _log = structlog.get_logger()
 
 _COMPILE_S = 300.0
+_MAX_COPIES = 8  # of a megabyte each
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FEATURES: Final[dict[str, bool]] = dict(binding.get_host_cpu_features())
@@ -57,6 +60,7 @@ def compile_entry(function: Callable[[Any], None], cache_dir: Path | None) -> in
     directory = cache_dir / f"kernels-{_digest(function)}"
     if not any(directory.rglob("*.nbc")):
         _compile_elsewhere(function, directory)
+        _forget_old_copies(cache_dir)
     return _compile(function, directory)
 
 
@@ -71,6 +75,14 @@ def _compile_elsewhere(function: Callable[[Any], None], directory: Path) -> None
         subprocess.run(command, check=True, timeout=_COMPILE_S, env=environment)  # noqa: S603 - ours
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("kernels_not_kept", error=str(error))
+
+
+def _forget_old_copies(cache_dir: Path) -> None:
+    """Keep what was compiled last: every installation and every change of the code has its own."""
+    with suppress(OSError):  # somebody else may do the same
+        kept = sorted(cache_dir.glob("kernels-*"), key=lambda found: found.stat().st_mtime)
+        for old in kept[:-_MAX_COPIES]:
+            shutil.rmtree(old)
 
 
 def keep(function: Callable[[Any], None], directory: str) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from worker.model.fused import jit
 from worker.model.fused.jit import compile_entry
 from worker.model.fused.memory import carray
 
@@ -55,6 +57,18 @@ def test_another_copy_of_the_package_is_compiled_elsewhere_too(
                 for _ in range(2):
                     assert _doubled(compile_entry(copy.double, tmp_path / "kept")) == 42
     assert run.call_count == 2
+
+
+def test_few_copies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were compiled last; what else is in the folder stays."""
+    monkeypatch.setattr(jit, "_MAX_COPIES", 2)
+    for age, name in enumerate(("kernels-b", "kernels-a", "models", "kernels-c")):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (age, age))
+    assert _doubled(compile_entry(double, tmp_path)) == 42
+    own, *others = sorted(tmp_path.iterdir(), key=lambda found: found.stat().st_mtime)[::-1]
+    assert own.name.startswith("kernels-")
+    assert [other.name for other in others] == ["kernels-c", "models"]
 
 
 def test_without_another_process_it_compiles_too(tmp_path: Path) -> None:
