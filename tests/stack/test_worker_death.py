@@ -18,9 +18,9 @@ PROMPTS = [f"Question {number} of a long night" for number in range(8)]
 LONG = 2 * NUM_TOKENS
 
 
-async def run_all(fleet: Fleet, prompts: list[str]) -> list[Story]:
+async def run_all(fleet: Fleet, prompts: list[str], max_tokens: int = NUM_TOKENS) -> list[Story]:
     """Run the prompts side by side with nobody disturbed; returns their stories."""
-    jobs = [await fleet.submit(prompt) for prompt in prompts]
+    jobs = [await fleet.submit(prompt, max_tokens=max_tokens) for prompt in prompts]
     await asyncio.gather(*(fleet.follow(job) for job in jobs))
     stories = [await fleet.story(job) for job in jobs]
     assert {story.outline for story in stories} == {UNDISTURBED}
@@ -148,8 +148,9 @@ async def taken_over(fleet: Fleet, job_id: str, old_id: str) -> int:
 async def test_a_rolling_restart_loses_and_repeats_nothing(fleet: Fleet) -> None:
     """SIGTERM hands over what does not finish in time; with both workers replaced all is whole."""
     await fleet.start(worker_drain_s=0.2)
-    expected = await run_all(fleet, PROMPTS)
-    jobs = [await fleet.submit(prompt) for prompt in PROMPTS]
+    expected = await run_all(fleet, PROMPTS, LONG)
+    # Long enough that those of the second worker are not over when the first one is replaced.
+    jobs = [await fleet.submit(prompt, max_tokens=LONG) for prompt in PROMPTS]
     async with within(40), asyncio.TaskGroup() as group:
         followers = [group.create_task(fleet.follow(job)) for job in jobs]
         for number, job in enumerate((jobs[0], jobs[-1])):
