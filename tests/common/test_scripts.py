@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from common import job_store, lanes, prompts, registry
-from common.connections import COMMAND_TIMEOUT_S, command_client, lease_client
+from common.connections import COMMAND_TIMEOUT_S, command_client, every_server, lease_client
 from common.dead_letters import Letter
 from common.events import Accepted, ErrorInfo, Retrying, Started
 from common.job_store import Append, JobStore, Outcome
@@ -297,11 +297,13 @@ async def test_no_step_leaves_its_slot_in_a_cluster(cluster_url: str, keys: Keys
 async def test_a_server_that_lost_the_scripts_gets_them_again(fleet: Fleet, redis: Redis) -> None:
     """After a script flush everything goes on; the control is that the script is really gone."""
     job = await submit(fleet.store)
-    await redis.script_flush()
-    with pytest.raises(NoScriptError):
-        await redis.evalsha(SCRIPTS["start"].sha, 0)  # type: ignore[misc]
+    sha, servers = SCRIPTS["start"].sha, await every_server(redis)
+    for server in servers:
+        await server.script_flush()
+        with pytest.raises(NoScriptError):
+            await server.evalsha(sha, 0)  # type: ignore[misc]
     assert await start(fleet.store, job.id) > job.epoch
-    assert await redis.script_exists(SCRIPTS["start"].sha) == [True]
+    assert [True] in [await server.script_exists(sha) for server in servers]
 
 
 @pytest.mark.fault(19)

@@ -181,15 +181,15 @@ async def test_together_they_would_all_be_given_up(fleet: Fleet) -> None:
 async def test_a_drain_in_prefill_hands_over(fleet: Fleet) -> None:
     """A worker that is told to stop before its job's first token gives it away, without a loss."""
     prompt = "A long story [prefill=2]"
-    await fleet.start(workers=1, lease_s=FOREVER_S, worker_drain_s=0.2, changes="toxic")
+    await fleet.start(workers=2, lease_s=FOREVER_S, worker_drain_s=0.2, changes="toxic")
     job_id = await fleet.submit(prompt, max_tokens=NUM_TOKENS)
     reader = SseReader(job_id)
     async with within(30), asyncio.TaskGroup() as group:
         group.create_task(reader.read(fleet.urls[0]))
         await reader.has(2)
-        await fleet.start(gateways=0, workers=1, lease_s=FOREVER_S)
-        fleet.workers[0].send(signal.SIGTERM)
-        assert await fleet.workers[0].wait() == 0
+        leaving = await fleet.owner(job_id)
+        leaving.send(signal.SIGTERM)
+        assert await leaving.wait() == 0
     story = await check_whole(fleet, job_id, prompt, reader.seen, max_tokens=NUM_TOKENS)
     assert story.outline == "accepted started retrying started tokens completed"
     record = await fleet.store.record(job_id)

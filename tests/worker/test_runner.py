@@ -365,7 +365,7 @@ async def test_a_start_in_flight_is_handed_over_too(
             is_over.set()
 
     async def hand_back_late(worker_id: str, kept: Collection[str] = ()) -> list[str]:
-        if is_starting.is_set():  # the hand-over, and no reconciling before
+        if leaving.runner.draining:  # the hand-over, and no reconciling before
             may_go_on.set()
             await is_over.wait()
         return await hand_back(worker_id, kept)
