@@ -8,11 +8,11 @@ only when each of its connections has run into its own timeout.
 from typing import Any
 
 from redis import exceptions
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 
-from common.topology.careful import UNAVAILABLE
+from common.topology.careful import CAREFUL, UNAVAILABLE
 from common.topology.roaming import Herd
-from common.topology.server_url import Address, ServerUrl, Transport
+from common.topology.server_url import Address, ServerUrl
 
 ASK_S = 1.0
 
@@ -62,14 +62,15 @@ class Sentinels:
 
     async def _ask(self, sentinel: Address) -> dict[str, Any]:
         host, port = sentinel
-        client = Redis(
+        pool = ConnectionPool(
+            connection_class=CAREFUL[self._server.transport],  # whoever asks may be cancelled
             host=host,
             port=port,
-            ssl=self._server.transport is Transport.TLS,
             socket_timeout=ASK_S,
             socket_connect_timeout=ASK_S,
             **self._server.sentinel_options,
         )
+        client = Redis.from_pool(pool)
         try:
             state: dict[str, Any] = await client.sentinel_master(self._server.service)  # type: ignore[no-untyped-call]
             return state

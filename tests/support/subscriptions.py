@@ -12,9 +12,15 @@ async def num_subscribers(redis: Redis, channel: str) -> int:
 
 
 async def kill_subscriptions(redis: Redis) -> int:
-    """Break every pub/sub connection; returns how many there were."""
-    nodes = await _every_node(redis)
-    return sum([await node.client_kill_filter(_type="pubsub") for node in nodes])
+    """Break every pub/sub connection but those of sentinels; returns how many there were."""
+    return sum([await _kill_subscriptions_of(node) for node in await _every_node(redis)])
+
+
+async def _kill_subscriptions_of(node: Redis) -> int:
+    clients = await node.client_list(_type="pubsub")
+    # A sentinel that loses its connection again and again holds the server for dead.
+    ours = [client["id"] for client in clients if not client["name"].startswith("sentinel-")]
+    return sum([await node.client_kill_filter(_id=number) for number in ours])
 
 
 async def _every_node(redis: Redis) -> list[Redis]:

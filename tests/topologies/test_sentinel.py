@@ -114,6 +114,19 @@ async def test_without_a_primary_the_reason_is_told(sentinels: SentinelSet) -> N
 
 
 @pytest.mark.faults
+async def test_a_cancel_while_the_sentinels_are_asked_is_heard(sentinels: SentinelSet) -> None:
+    """Whatever it waits for; redis-py's own connections swallow some."""
+    for num_turns in range(1, 10):
+        async with command_client(sentinels.url) as client:
+            asking = asyncio.ensure_future(client.ping())
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+
+@pytest.mark.faults
 async def test_a_subscription_that_hears_nothing_asks_where_it_should_be(
     sentinels: SentinelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
