@@ -69,9 +69,11 @@ class Doorkeeper:
 
     async def identify(self, connection: HTTPConnection) -> Caller:
         """Return who asks; raises ``Problem`` (401) and redis-py's errors."""
-        if self._is_open and await self._has_no_keys():
-            return Caller(TENANT, frozenset(Scope))
         text = _presented(connection)
+        # Who brings a key of ours knows that there is one: it may be the first.
+        anew = text is not None and read_token(text) is not None
+        if self._is_open and await self._has_no_keys(anew=anew):
+            return Caller(TENANT, frozenset(Scope))
         if text is not None:
             return await self._by_key(text)
         link = connection.query_params.get("link")
@@ -115,9 +117,10 @@ class Doorkeeper:
         while len(self._remembered) > _MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
-    async def _has_no_keys(self) -> bool:
+    async def _has_no_keys(self, *, anew: bool = False) -> bool:
         now = time.monotonic()
-        if self._is_unused is None or now - self._checked_at > FRESH_S:
+        is_old = now - self._checked_at > FRESH_S
+        if self._is_unused is None or is_old or (anew and self._is_unused):
             self._checked_at = now  # also where Redis is away: nobody else waits for it
             try:
                 self._is_unused = await self._store.is_unused()

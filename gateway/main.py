@@ -21,6 +21,7 @@ from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
 from common.rights import require_rights
+from common.server import require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
 from gateway.app import create_app
@@ -87,15 +88,16 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
         )
 
 
-async def refuse_poor_user(redis: Redis, keys: Keys) -> None:
-    """Refuse a user that may not do what the gateway does; where Redis is away, start all the same.
+async def refuse_unfit_redis(redis: Redis, keys: Keys) -> None:
+    """Refuse a server that evicts keys, and a user that may not do what the gateway does.
 
-    Raises ``StartupFailed``.
+    Where Redis is away, the gateway starts all the same. Raises ``StartupFailed``.
     """
     try:
+        await require_no_eviction(redis)
         await require_rights(redis, keys)
     except UNAVAILABLE as error:
-        _log.warning("rights_unread", error=str(error))
+        _log.warning("redis_unchecked", error=str(error))
 
 
 def is_open_door(settings: Settings) -> bool:
@@ -131,7 +133,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     keys = Keys(settings.key_prefix)
     try:
         await refuse_open_door(settings, ApiKeyStore(redis, keys))
-        await refuse_poor_user(redis, keys)
+        await refuse_unfit_redis(redis, keys)
         return await Gateway(settings, redis, subscriber).run(listener)
     finally:
         await redis.aclose()

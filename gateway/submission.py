@@ -53,6 +53,9 @@ async def accept(
     gateway began.
     """
     check_job_request(request)
+    if request.durable and is_cluster(services.redis):
+        detail = "In a cluster no job can be `durable`; submit it without, or use a single server."
+        raise Problem(501, "not-durable", detail)
     tenant, limits = caller.tenant, _limits(services.settings, caller.limits)
     spec = _spec(request, await choose_model(services, request.model), services)
     job_id, is_known = await _name(services, tenant, idempotency_key)
@@ -134,31 +137,33 @@ async def _admit(
 
 async def _require_disk(services: Services, job_id: str) -> None:
     """Return once the job is on disk; raises ``Problem`` where it cannot be, or not in time."""
-    if is_cluster(services.redis):
-        detail = "In a cluster no job is made `durable`: it was accepted, as all others are."
-        raise Problem(501, "not-durable", detail)
     try:
         is_on_disk = await services.store.reach_disk(job_id, DISK_S)
     except UNAVAILABLE:
         raise
     except ResponseError as error:
         if str(error).startswith(FAILED_OVER):
-            raise _not_on_disk() from error
+            raise _not_on_disk(job_id) from error
         detail = (
-            "This Redis keeps no append-only file, or is older than 7.2: the job was accepted, "
-            "but nothing makes it `durable`."
+            "This Redis keeps no append-only file, is older than 7.2, or does not let us ask: job "
+            f"{job_id} was accepted, but nothing makes it `durable`."
         )
-        raise Problem(501, "not-durable", detail) from error
+        raise Problem(501, "not-durable", detail, headers=_place(job_id)) from error
     if not is_on_disk:
-        raise _not_on_disk()
+        raise _not_on_disk(job_id)
 
 
-def _not_on_disk() -> Problem:
+def _place(job_id: str) -> dict[str, str]:
+    """Return the headers that say where an accepted job is."""
+    return {"Location": job_url(job_id), "X-Job-Id": job_id}
+
+
+def _not_on_disk(job_id: str) -> Problem:
     detail = (
         "The job was accepted, but Redis has not got it on disk yet; repeat the request with "
         "its Idempotency-Key."
     )
-    return Problem(503, "not-on-disk", detail, retry_after_s=1)
+    return Problem(503, "not-on-disk", detail, retry_after_s=1, headers=_place(job_id))
 
 
 def _affinity(spec: JobSpec, services: Services) -> Affinity | None:

@@ -41,7 +41,7 @@ RedisUrl = Annotated[
     typer.Option(
         metavar="URL",
         help="Redis of the gateways.",
-        show_default="that of a running `headrace up`, else the setting",
+        show_default="HEADRACE_REDIS, else that of a running `headrace up`, else the setting",
     ),
 ]
 

@@ -95,7 +95,7 @@ def main(
     engine: Annotated[Engine | None, typer.Option(help="Only this table.")] = None,
     only: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
     page: Annotated[Path, typer.Option(help="Where whole tables are written.")] = PAGE,
-    quick: Annotated[bool, typer.Option(help="20 short jobs, one row; writes no page.")] = False,
+    quick: Annotated[bool, typer.Option(help="20 short jobs, few rows; writes no page.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Measure what each fault costs the jobs of a real fleet under load."""

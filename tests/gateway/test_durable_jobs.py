@@ -8,10 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from common.connections import command_client, is_cluster, lease_client
+from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Heartbeat
 from common.settings import Settings
-from gateway import submission
 from tests.gateway.doors import check_problem
 from tests.gateway.player import Player
 from tests.gateway.running import RunningGateway, running_gateway
@@ -74,6 +74,7 @@ async def test_a_server_without_a_file_makes_nothing_durable(own_server: Server)
     ):
         refused = await client.post("/v1/jobs", json=JOB)
         check_problem(refused, 501, "not-durable")
+        assert (await client.get(refused.headers["location"])).status_code == 200
         assert (await client.post("/v1/jobs", json={"prompt": "Once"})).status_code == 202
     await redis.aclose()
 
@@ -85,8 +86,17 @@ async def test_where_nobody_knows_the_disk_nothing_is_durable(
     answer = await client.post("/v1/jobs", json=JOB | {"model": player.info.model})
     if await knows_its_disk(redis):
         assert answer.status_code == 202
-    else:
-        check_problem(answer, 501, "not-durable")
+        return
+    check_problem(answer, 501, "not-durable")
+    jobs = (await client.get("/v1/jobs")).json()["data"]
+    assert [job["id"] for job in jobs] == (
+        [] if is_cluster(redis) else [answer.headers["x-job-id"]]
+    )
+
+
+async def be_late(*_: object) -> bool:
+    """Be a disk that has not got it in time."""
+    return False
 
 
 async def test_a_disk_that_is_late_is_no_success(
@@ -101,7 +111,7 @@ async def test_a_disk_that_is_late_is_no_success(
     if not await knows_its_disk(redis):
         pytest.skip(NEEDS_WAITAOF)
     with monkeypatch.context() as patched:
-        patched.setattr(submission, "DISK_S", 0.001)
+        patched.setattr(JobStore, "reach_disk", be_late)
         late = await client.post("/v1/jobs", json=JOB, headers=KEY)
         check_problem(late, 503, "not-on-disk")
     again = await client.post("/v1/jobs", json=JOB, headers=KEY)

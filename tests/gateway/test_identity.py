@@ -94,6 +94,17 @@ async def test_with_the_first_key_the_door_closes(as_: As, mine: Token) -> None:
     assert (await as_(**{"X-API-Key": str(mine)}).get("/v1/jobs")).status_code == 200
 
 
+async def test_the_first_key_counts_at_once_for_who_brings_it(
+    as_: As, api_keys: ApiKeyStore
+) -> None:
+    """What it makes is its tenant's, while the gateway still lets others in without a key."""
+    with patch.object(identity, "FRESH_S", 60):
+        assert (await as_().get("/v1/jobs")).status_code == 200
+        _, token = await api_keys.create("mine", (Scope.READ,))
+        refused = await as_(token).post("/v1/jobs", content=b"{}")
+    check_problem(refused, 403, "scope-missing")
+
+
 @pytest.mark.parametrize(
     "given",
     ["Bearer nonsense", "Bearer hr_000000000000_" + "a" * 43, "Basic dXNlcjpwYXNz", "Bearer", ""],
