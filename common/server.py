@@ -1,10 +1,21 @@
 """What the Redis or Valkey server itself must be like; in a cluster, every primary."""
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 
 from common.connections import every_server
 from common.errors import StartupFailed
+
+
+async def require_login(redis: Redis) -> None:
+    """Refuse a user or password that the server does not know; raises ``StartupFailed``."""
+    try:
+        await redis.ping()
+    except AuthenticationError as error:
+        raise StartupFailed(
+            f"Redis refuses the login ({error}): check user and password of --redis or "
+            "HEADRACE_REDIS"
+        ) from None
 
 
 async def eviction_policy(redis: Redis) -> str | None:

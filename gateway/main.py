@@ -21,7 +21,7 @@ from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
 from common.rights import require_rights
-from common.server import require_no_eviction
+from common.server import require_login, require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
 from gateway.app import create_app
@@ -89,11 +89,12 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
 
 
 async def refuse_unfit_redis(redis: Redis, keys: Keys) -> None:
-    """Refuse a server that evicts keys, and a user that may not do what the gateway does.
+    """Refuse a wrong login, a server that evicts keys, and a user that may not do what we do.
 
     Where Redis is away, the gateway starts all the same. Raises ``StartupFailed``.
     """
     try:
+        await require_login(redis)
         await require_no_eviction(redis)
         await require_rights(redis, keys)
     except UNAVAILABLE as error:
@@ -132,8 +133,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     subscriber = pubsub_client(settings.redis)
     keys = Keys(settings.key_prefix)
     try:
-        await refuse_open_door(settings, ApiKeyStore(redis, keys))
         await refuse_unfit_redis(redis, keys)
+        await refuse_open_door(settings, ApiKeyStore(redis, keys))
         return await Gateway(settings, redis, subscriber).run(listener)
     finally:
         await redis.aclose()

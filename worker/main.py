@@ -16,7 +16,7 @@ from common.errors import EngineFailed, StartupFailed
 from common.keys import Keys
 from common.registry import Heartbeat, WorkerInfo, WorkerState
 from common.rights import require_rights
-from common.server import require_no_eviction
+from common.server import require_login, require_no_eviction
 from common.settings import Settings
 from common.telemetry import configure_logging
 from worker.backend import Backend
@@ -163,6 +163,7 @@ class Worker:
     async def _wait_for_redis(self) -> None:
         while True:
             try:
+                await require_login(self._redis)
                 await require_no_eviction(self._redis)
                 await require_rights(self._redis, self._keys)
             except UNAVAILABLE as error:

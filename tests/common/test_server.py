@@ -4,8 +4,22 @@ import pytest
 
 from common.connections import command_client
 from common.errors import StartupFailed
-from common.server import eviction_policy, require_no_eviction
+from common.server import eviction_policy, require_login, require_no_eviction
 from tests.support.servers import Server
+
+
+async def test_a_wrong_password_is_refused(own_server: Server) -> None:
+    """One that is missing too; the control is the right one. The line has none of them."""
+    async with command_client(own_server.url) as client:
+        await client.config_set("requirepass", "right")
+    place = own_server.url.removeprefix("redis://")
+    for login in (":wrong@", "nobody:right@", ""):
+        async with command_client(f"redis://{login}{place}") as client:
+            with pytest.raises(StartupFailed, match=r"refuses the login.*HEADRACE_REDIS") as told:
+                await require_login(client)
+            assert "wrong" not in str(told.value).replace("WRONGPASS", "")
+    async with command_client(f"redis://:right@{place}") as client:
+        await require_login(client)
 
 
 async def test_a_server_that_evicts_is_refused(own_server: Server) -> None:
