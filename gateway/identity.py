@@ -71,8 +71,7 @@ class Doorkeeper:
         """Return who asks; raises ``Problem`` (401) and redis-py's errors."""
         text = _presented(connection)
         # Who brings a key of ours knows that there is one: it may be the first.
-        anew = text is not None and read_token(text) is not None
-        if self._is_open and await self._has_no_keys(anew=anew):
+        if self._is_open and await self._has_no_keys(anew=bool(text and read_token(text))):
             return Caller(TENANT, frozenset(Scope))
         if text is not None:
             return await self._by_key(text)

@@ -438,9 +438,8 @@ async def test_a_requeue_that_fails_holds_up_no_other(make_rig: MakeRig, backend
     assert rig.runner.may_hold_entries
 
 
-async def test_a_claim_on_its_way_is_part_of_the_drain(make_rig: MakeRig, backend: Backend) -> None:
-    """Entries that arrive while the worker drains are not left behind."""
-    rig = make_rig()
+async def hold_up_claim(rig: Rig, backend: Backend) -> tuple[str, asyncio.Event]:
+    """Submit a job, and let the worker's claim wait; returns the job, and what lets it go on."""
     claim, is_claiming, may_claim = rig.backend.lanes.claim, asyncio.Event(), asyncio.Event()
 
     async def held_up(worker_id: str, count: int) -> list[Claim]:
@@ -453,6 +452,13 @@ async def test_a_claim_on_its_way_is_part_of_the_drain(make_rig: MakeRig, backen
     await rig.start()
     async with within():
         await is_claiming.wait()
+    return job_id, may_claim
+
+
+async def test_a_claim_on_its_way_is_part_of_the_drain(make_rig: MakeRig, backend: Backend) -> None:
+    """Entries that arrive while the worker drains are not left behind."""
+    rig = make_rig()
+    job_id, may_claim = await hold_up_claim(rig, backend)
     drained = asyncio.create_task(rig.drain(15))
     await until(lambda: rig.runner.draining)
     may_claim.set()
@@ -467,18 +473,7 @@ async def test_a_claim_that_comes_after_the_hand_over_starts_nothing(
 ) -> None:
     """The worker is as good as gone: its entries wait for the sweep, the job is no loss."""
     rig = make_rig()
-    claim, is_claiming, may_claim = rig.backend.lanes.claim, asyncio.Event(), asyncio.Event()
-
-    async def held_up(worker_id: str, count: int) -> list[Claim]:
-        is_claiming.set()
-        await may_claim.wait()
-        return await claim(worker_id, count)
-
-    rig.backend.lanes.claim = held_up  # type: ignore[method-assign]
-    job_id = await submit(backend)
-    await rig.start()
-    async with within():
-        await is_claiming.wait()
+    job_id, may_claim = await hold_up_claim(rig, backend)
     await rig.drain(0.05)
     assert rig.runner.may_hold_entries
     may_claim.set()
