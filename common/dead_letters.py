@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 from redis.asyncio import Redis
 
+from common.connections import every_server
 from common.emitted import num_emitted
 from common.events import ErrorInfo, Event, Failed, Tokens
 from common.job_store import Snapshot
@@ -14,6 +15,7 @@ from common.keys import Keys
 MAX_LETTERS = 10_000  # per model; above it the oldest go
 LETTERS_TTL_S = 7 * 86_400.0
 _PAGE = 100  # a letter has its job's whole prompt
+_SCANNED = 1_000  # keys per round trip
 WORKER_LOST, UNREADABLE = "worker-lost", "record-unreadable"
 """The types of the errors with which a job is given up."""
 
@@ -63,9 +65,22 @@ class DeadLetters:
             after = f"({letters[-1].entry}"
         return letters
 
+    async def count(self) -> int:
+        """Return how many letters there are."""
+        return int(await self._redis.xlen(self._name))
+
     async def drop(self, entry: str) -> bool:
         """Delete a letter; return whether it was there."""
         return bool(await self._redis.xdel(self._name, entry))
+
+
+async def models_with_letters(redis: Redis, keys: Keys) -> list[str]:
+    """Return the models that have had letters; of some, no worker may have lived for days."""
+    return [
+        keys.model_of_dead(name.decode())
+        for server in await every_server(redis)
+        async for name in server.scan_iter(keys.any_dead, count=_SCANNED)
+    ]
 
 
 def letter_of(snapshot: Snapshot) -> Letter | None:

@@ -40,7 +40,10 @@ class Caller:
 
     def require(self, scope: Scope) -> None:
         """Raise ``Problem`` unless the caller may do this."""
-        if self.job or not self.scopes & {scope, Scope.ADMIN}:
+        if self.job:
+            detail = "A link opens its own job's events and no more; this needs an API key."
+            raise Problem(403, "scope-missing", detail)
+        if not self.scopes & {scope, Scope.ADMIN}:
             detail = f"This needs an API key with the scope `{scope}`; yours has not got it."
             raise Problem(403, "scope-missing", detail)
 

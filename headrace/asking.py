@@ -125,6 +125,10 @@ class Asking:
     durable: Annotated[
         bool, typer.Option("--durable", help="Accept it once Redis has it on disk.")
     ] = False
+    idempotency_key: Annotated[
+        str,
+        typer.Option(metavar="KEY", help="The same key gives the same job.", show_default=False),
+    ] = ""
 
     def request(self, prompt: str | None, drawing: Drawing) -> JobRequest:
         """Return the job that asks ``prompt`` with these options."""

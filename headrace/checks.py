@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from common.connections import every_server
+from common.dead_letters import DeadLetters, models_with_letters
 from common.keys import Keys
 from common.lanes import Lanes
 from common.registry import Registry
@@ -110,6 +111,16 @@ async def workers(redis: Redis, keys: Keys) -> Check:
     return Check("workers", Level.OK, found)
 
 
+async def dead_letters(redis: Redis, keys: Keys) -> Check:
+    """Check that no job was given up."""
+    places = [DeadLetters(redis, keys, model) for model in await models_with_letters(redis, keys)]
+    num = sum([await place.count() for place in places])
+    if not num:
+        return Check("dead", Level.OK, "no job was given up")
+    found = f"{num} {'job was' if num == 1 else 'jobs were'} given up"
+    return Check("dead", Level.WARN, found, "see why with `headrace dead list`")
+
+
 async def rights(redis: Redis, keys: Keys) -> Check:
     """Check that this user may do what Headrace does."""
     if missing := await missing_rights(redis, keys):
@@ -121,7 +132,7 @@ async def rights(redis: Redis, keys: Keys) -> Check:
 OF_EACH: tuple[RedisCheck, ...] = (version, eviction, durability, clock)
 """What is asked of every server of a cluster that takes writes."""
 
-OF_ALL: tuple[RedisCheck, ...] = (rights, workers, lanes)
+OF_ALL: tuple[RedisCheck, ...] = (rights, workers, lanes, dead_letters)
 
 
 async def run_all(redis: Redis, keys: Keys) -> list[Check]:

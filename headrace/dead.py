@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from common.connections import every_server
-from common.dead_letters import DeadLetters, Filed
+from common.dead_letters import DeadLetters, Filed, models_with_letters
 from common.deadlines import due_ms
 from common.errors import HeadraceError
 from common.events import Accepted
@@ -17,8 +16,6 @@ from common.lanes import Lanes
 from common.names import idempotent_job_id
 from common.settings import load
 from common.tenant_jobs import TenantJobs
-
-SCANNED = 1_000  # keys per round trip
 
 
 class Dead:
@@ -33,18 +30,11 @@ class Dead:
 
     async def all(self) -> list[tuple[DeadLetters, Filed]]:
         """Return every letter with where it lies, oldest first."""
-        models = [self._model] if self._model else await self._models()
+        named = [self._model] if self._model else None
+        models = named or await models_with_letters(self._redis, self._keys)
         places = [DeadLetters(self._redis, self._keys, model) for model in models]
         found = [(place, filed) for place in places for filed in await place.all()]
         return sorted(found, key=lambda each: each[1].at_ms)
-
-    async def _models(self) -> list[str]:
-        """Return the models that have letters; of some, no worker may have lived for days."""
-        return [
-            self._keys.model_of_dead(name.decode())
-            for server in await every_server(self._redis)
-            async for name in server.scan_iter(self._keys.any_dead, count=SCANNED)
-        ]
 
     async def named(self, jobs: Sequence[str] | None) -> list[tuple[DeadLetters, Filed]]:
         """Return the letters of these jobs, without a list all; raises for a missing one."""

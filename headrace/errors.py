@@ -41,7 +41,8 @@ class ApiError(ClientError):
         retry_after_s: float | None = None,
     ) -> None:
         reference = f" (request {request_id})" if request_id else ""
-        super().__init__(f"{detail}{reference}")
+        wait = f" Try again in {retry_after_s:g} s." if retry_after_s is not None else ""
+        super().__init__(f"{detail}{wait}{reference}")
         self.status = status
         self.type = type_
         self.detail = detail

@@ -41,7 +41,7 @@ def run(
     Ctrl-C cancels the job.
     """
     request = asking.request(prompt, drawing)
-    job_id, end, measured = asyncio.run(_run(url, request, json=json))
+    job_id, end, measured = asyncio.run(_run(url, request, asking.idempotency_key, json=json))
     if said := cut(end):
         note(said)
     if stats:
@@ -55,10 +55,6 @@ def submit(
     asking: Asking,
     drawing: Drawing,
     prompt: Prompt = None,
-    idempotency_key: Annotated[
-        str,
-        typer.Option(metavar="KEY", help="The same key gives the same job.", show_default=False),
-    ] = "",
     url: Url = "",
 ) -> None:
     """Ask, and print the job's ID.
@@ -69,7 +65,8 @@ def submit(
 
     async def send() -> str:
         async with Client(url) as client:
-            return (await client.submit(request, idempotency_key=idempotency_key)).id
+            job = await client.submit(request, idempotency_key=asking.idempotency_key)
+            return job.id
 
     write(f"{asyncio.run(send())}\n")
 
@@ -102,12 +99,14 @@ def cancel(job: JobId, url: Url = "") -> None:
     note(asyncio.run(send()))
 
 
-async def _run(url: str, request: JobRequest, *, json: bool) -> tuple[str, Ended, Measured]:
+async def _run(
+    url: str, request: JobRequest, idempotency_key: str, *, json: bool
+) -> tuple[str, Ended, Measured]:
     """Submit and print; a signal or a closed pipe cancels the job."""
     printer = SilentPrinter() if json else AnswerPrinter(request.n or 1)
     async with Client(url) as client:
         began = time.monotonic()
-        job = await client.submit(request)
+        job = await client.submit(request, idempotency_key=idempotency_key)
         with StopSignals() as stop:
             try:
                 end, measured = await print_answer(client, job.id, printer, began=began)

@@ -17,7 +17,7 @@ from headrace.checks import Check, Level
 from headrace.client import Client
 from headrace.default_server import default_server
 from headrace.errors import ClientError, Unreachable
-from headrace.flags import Json, Url
+from headrace.flags import Json, RedisUrl, Url
 from headrace.terminal import write, write_json
 
 app = typer.Typer(rich_markup_mode=None)
@@ -27,12 +27,12 @@ _GPU_TIMEOUT_S = 10
 
 
 @app.command()
-def doctor(json: Json = False, url: Url = "") -> None:
+def doctor(json: Json = False, url: Url = "", redis: RedisUrl = "") -> None:
     """Check Redis, the gateway, the workers and this machine.
 
     Ends with 1 when something must be repaired. Warnings can be lived with.
     """
-    found = asyncio.run(_examine(load(), url))
+    found = asyncio.run(_examine(load(), url, redis))
     if json:
         write_json(msgspec.to_builtins(found))
     else:
@@ -42,15 +42,15 @@ def doctor(json: Json = False, url: Url = "") -> None:
         raise typer.Exit(1)
 
 
-async def _examine(settings: Settings, url: str) -> list[Check]:
-    found = await _redis(default_server(settings), Keys(settings.key_prefix))
+async def _examine(settings: Settings, url: str, redis: str) -> list[Check]:
+    found = await _redis(redis or default_server(settings), Keys(settings.key_prefix))
     return [*found, await _gateway(url), _gpu(settings.device)]
 
 
 async def _redis(server: str, keys: Keys) -> list[Check]:
     if lacks_password(server):
         found = f"{server}: the running stack's server, its password is not kept"
-        return [Check("redis", Level.FAIL, found, "name that server in HEADRACE_REDIS")]
+        return [Check("redis", Level.FAIL, found, "name that server with --redis")]
     redis = command_client(server, max_connections=1)
     try:
         reachable = await _reachable(redis, server)
@@ -65,7 +65,7 @@ async def _reachable(redis: Redis, url: str) -> Check:
     try:
         await redis.ping()
     except (RedisError, OSError) as error:
-        todo = "start one with `headrace up`, or name yours in HEADRACE_REDIS"
+        todo = "start one with `headrace up`, or name yours with --redis"
         return Check("redis", Level.FAIL, f"{masked(url)}: {error}", todo)
     return Check("redis", Level.OK, masked(url))
 

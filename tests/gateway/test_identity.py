@@ -277,12 +277,19 @@ async def test_a_link_opens_one_job(as_: As, player: Player, mine: Token, theirs
     for path in (f"/v1/jobs/{other}/events", f"/v1/jobs/{job_id}", "/v1/jobs"):
         answer = await nobody.get(path, params={"link": proof})
         check_problem(answer, 403, "scope-missing")
+        assert "its own job's events" in answer.json()["detail"]
     with patch.object(time, "time", return_value=time.time() + 61):
         check_problem(await nobody.get(url), 401, "link-invalid")
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda t: t[:-2], lambda t: "A" + t[1:], lambda _: "é", str.lower]
+    "spoil",
+    [
+        lambda t: t[:-2],
+        lambda t: ("B" if t[0] == "A" else "A") + t[1:],
+        lambda _: "é",
+        str.lower,
+    ],
 )
 async def test_a_forged_link_opens_nothing(
     as_: As, player: Player, mine: Token, spoil: Callable[[str], str]

@@ -245,9 +245,17 @@ def test_ctrl_c_leaves_a_followed_job(headrace: Headrace) -> None:
 def test_submit_prints_the_id_only(headrace: Headrace) -> None:
     """A script can keep it."""
     with fake_gateway_in_thread(SUBMITTED) as gateway:
-        result = headrace("submit", "Why?", "--idempotency-key", "k", url=gateway.url)
+        result = headrace("submit", "Why?", url=gateway.url)
     assert (result.exit_code, result.stdout) == (0, f"{JOB}\n")
-    assert gateway.asked("Idempotency-Key") == ["k"]
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_the_same_key_gives_the_same_job(headrace: Headrace, command: str) -> None:
+    """Who was told nothing can ask again."""
+    with fake_gateway_in_thread(SUBMITTED, stream(events(0))) as gateway:
+        result = headrace(command, "Why?", "--idempotency-key", "k", url=gateway.url)
+    assert result.exit_code == 0
+    assert gateway.asked("Idempotency-Key")[0] == "k"
 
 
 def test_follow_prints_the_rest(headrace: Headrace) -> None:

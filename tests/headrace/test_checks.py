@@ -11,6 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from typer.testing import Result
 
+from common.dead_letters import Letter, encode_letter
+from common.events import ErrorInfo
 from common.jobs import Priority
 from common.keys import Keys
 from common.lanes import Lanes
@@ -46,6 +48,18 @@ async def test_work_without_a_worker_fails(redis: Redis, keys: Keys) -> None:
     found = await checks.lanes(redis, keys)
     assert (found.level, found.found) == (Level.FAIL, "m: 1 waiting, 0 held")
     assert found.todo == "start a worker: headrace worker --model m"
+
+
+@pytest.mark.anyio
+async def test_jobs_that_were_given_up_are_a_warning(redis: Redis, keys: Keys) -> None:
+    """They have their end; somebody should look why."""
+    assert await checks.dead_letters(redis, keys) == Check("dead", Level.OK, "no job was given up")
+    letter = encode_letter(Letter("job_a", "acme", ErrorInfo("worker-lost", "Lost.")))
+    await redis.xadd(keys.model("m").dead, {"letter": letter})
+    await redis.expire(keys.model("m").dead, 60)
+    found = await checks.dead_letters(redis, keys)
+    assert (found.level, found.found) == (Level.WARN, "1 job was given up")
+    assert "headrace dead list" in found.todo
 
 
 class SlowClock:
@@ -124,6 +138,12 @@ def test_a_doctor_without_anything_fails(
     assert gateway.count("start one") == 1
 
 
+def test_the_doctor_looks_at_the_server_that_is_named(headrace: Headrace) -> None:
+    """A flag wins over what runs here."""
+    result = headrace("doctor", "--redis", "redis://127.0.0.1:2", url="http://127.0.0.1:1")
+    assert "fail  redis     redis://127.0.0.1:2: " in result.output
+
+
 def test_the_doctor_looks_at_the_stack_that_runs(headrace: Headrace, tmp_path: Path) -> None:
     """The embedded server is found without a setting."""
     ready = json_reply({"status": "ready", "checks": {"redis": True}})
@@ -147,7 +167,7 @@ def test_the_doctor_needs_a_password_that_the_stack_does_not_keep(
         result = headrace("doctor", "--json", url="http://127.0.0.1:1")
     found = {check["name"]: check for check in json.loads(result.output)}
     assert found["redis"]["level"] == "fail"
-    assert found["redis"]["todo"] == "name that server in HEADRACE_REDIS"
+    assert found["redis"]["todo"] == "name that server with --redis"
 
 
 def test_a_gateway_that_is_not_ready_fails(headrace: Headrace) -> None:
