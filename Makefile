@@ -40,7 +40,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 faults: $(STAMP)
 	$(BIN)/pytest -m "fault or control or faults"

@@ -70,10 +70,11 @@ class Runner:
         self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
-                taken = await self.take(capacity - self.num_held)
+                room = capacity - self.num_held
+                taken = await self.take(room)
                 for claim, holder in taken:
                     self._begin_in(starts, claim, holder)
-                if not taken:
+                if len(taken) < max(room, 1):  # there was no more
                     await self._wait_for_work(poll_s)
                 await self._yield_to_idle()
             self._not_claiming.set()
