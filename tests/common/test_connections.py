@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 from redis import Redis as SyncRedis
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.exceptions import ResponseError
 
 from common import connections
@@ -169,6 +170,55 @@ def test_the_lease_client_is_blocking(redis_url: str) -> None:
     with lease_client(redis_url, 1.0) as client:
         assert isinstance(client, SyncRedis)
         assert client.ping()
+
+
+async def is_broken(connection: Connection) -> bool:
+    """Tell whether the pool would connect anew."""
+    return bool(await connection.can_read_destructive())  # type: ignore[no-untyped-call]
+
+
+async def _idle_connection(client: Redis) -> Connection:
+    """Return the one connection of this client's pool after a command."""
+    await client.ping()
+    [connection] = client.connection_pool._available_connections
+    assert isinstance(connection, Connection)
+    return connection
+
+
+async def test_a_connection_that_ended_while_idle_is_replaced(own_server: Server) -> None:
+    """Whoever comes next does not notice."""
+    async with within(), command_client(own_server.url, max_connections=1) as client:
+        connection = await _idle_connection(client)
+        assert not await is_broken(connection)
+        async with command_client(own_server.url) as other:
+            await other.client_kill_filter(_type="normal", skipme=True)
+        await eventually(partial(is_broken, connection))
+        assert await client.echo("mine") == b"mine"
+
+
+async def test_a_connection_with_somebodys_reply_is_replaced(own_server: Server) -> None:
+    """A reply that nobody has asked for is nobody's."""
+    async with within(), command_client(own_server.url, max_connections=1) as client:
+        connection = await _idle_connection(client)
+        await connection.send_command("ECHO", "stray")
+        await eventually(partial(is_broken, connection))
+        assert await client.echo("mine") == b"mine"
+
+
+async def test_a_cancel_while_a_command_is_sent_is_heard(own_server: Server) -> None:
+    """Also one that comes when the sending is just done."""
+    async with within(), command_client(own_server.url, max_connections=1) as client:
+        for turns in range(12):
+            await client.ping()
+            asking = asyncio.ensure_future(
+                client.execute_command("BLPOP", "nothing", 0)  # type: ignore[no-untyped-call]
+            )
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert await client.echo("mine") == b"mine"
 
 
 async def _cancel_in_mid_reply(proxy: FaultProxy, client: Redis) -> None:
