@@ -10,6 +10,7 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.connection import HiredisRespSerializer
 
 from common.topology.server_url import Transport
 
@@ -31,6 +32,7 @@ UNAVAILABLE = (
 )
 """The server is away, restarting, full or no longer the primary: wait and send again."""
 
+_SERIALIZER = HiredisRespSerializer()
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "BUSY ")  # not BUSYGROUP
 
 
@@ -45,8 +47,13 @@ class Careful(AbstractConnection):
 
     redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that
     comes when the sending is just done; the task would then run for ever. It also costs a task per
-    command, and the look for stray replies a turn of the loop: a third of a command's time.
+    command, the look for stray replies a turn of the loop, and it packs commands in Python.
     """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Return the command as it is sent, packed in C as the blocking connections do it."""
+        packed: list[bytes] = _SERIALIZER.pack(*args)
+        return packed
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
