@@ -18,7 +18,7 @@ from gateway.protocol import Connection, connection_of
 from gateway.relay import Relay
 from gateway.services import Services
 from gateway.streams import Streams
-from gateway.watch import Cursor, Signal
+from gateway.watch import Cursor, Signal, Subject
 
 RETRY_MS = 1_000
 CLOSE_S = 5.0
@@ -75,6 +75,14 @@ async def open_stream(services: Services, tenant: str, job_id: str, after: int) 
     if cursor.is_done:
         await services.relay.close(cursor)
         return Response(status_code=204, headers={"X-Job-Id": job_id})
+    return EventStream(services.relay, services.streams, cursor, signal, NATIVE)
+
+
+async def open_new_stream(services: Services, subject: Subject) -> Response:
+    """Return the stream of a job that this gateway has just made, from its first event."""
+    services.streams.require_room()
+    signal = Signal()
+    cursor = await services.relay.open_new(subject, signal.set)
     return EventStream(services.relay, services.streams, cursor, signal, NATIVE)
 
 

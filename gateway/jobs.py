@@ -14,7 +14,7 @@ from common.endings import end_if_overdue
 from common.errors import Problem
 from common.job_store import Snapshot
 from gateway.cancellation import cancel_job
-from gateway.event_stream import open_stream
+from gateway.event_stream import open_new_stream, open_stream
 from gateway.links import Link
 from gateway.reading import (
     decode_json,
@@ -50,6 +50,8 @@ async def submit(request: Request) -> Response:
     if job.stream or "text/event-stream" in request.headers.get("accept", ""):
         # The job is accepted by now: where its stream cannot be had, the answer is still 202.
         with contextlib.suppress(Problem, *UNAVAILABLE):
+            if acceptance.subject is not None:
+                return await open_new_stream(services, acceptance.subject)
             return await open_stream(services, caller.tenant, accepted.id, after=-1)
     headers = {**acceptance.headers, "Location": job_url(accepted.id), "X-Job-Id": accepted.id}
     if acceptance.replayed:

@@ -31,6 +31,7 @@ from gateway.http_limits import HttpLimits, LimitedConfig, cut_stalled_peers, ra
 from gateway.identity import Doorkeeper
 from gateway.links import Links
 from gateway.metrics import Metrics
+from gateway.model_choice import ModelChoice
 from gateway.origin import is_loopback_name
 from gateway.protocol import CuttableProtocol, CuttableWebSocketProtocol
 from gateway.relay import Relay
@@ -188,6 +189,7 @@ class Gateway:
             redis=self._redis,
             store=self._store,
             registry=self._registry,
+            models=ModelChoice(self._registry, self._settings.default_model),
             relay=self._relay,
             streams=self._streams,
             metrics=Metrics(),

@@ -1,22 +1,41 @@
 """Which model a request means."""
 
+import time
+
 from common.errors import Problem
-from gateway.services import Services
+from common.registry import Registry
+
+FRESH_S = 1.0
+_NEVER = float("-inf")
 
 
-async def choose_model(services: Services, wanted: str | None) -> str:
-    """Return the model that is named, else the default one; raises ``Problem``."""
-    default = services.settings.default_model
-    known = await services.registry.models()
-    if wanted is not None:
-        if wanted not in known and wanted != default:
-            names = ", ".join(sorted(known)[:10]) or "none yet"
-            detail = f"No worker serves the model {wanted!r}; known models: {names}."
-            raise Problem(404, "model-not-found", detail)
-        return wanted
-    if default:
-        return default
-    if not known:
-        detail = "No worker has registered a model yet; start one with `headrace worker`."
-        raise Problem(503, "no-model", detail, retry_after_s=5)
-    return max(known, key=lambda name: known[name])
+class ModelChoice:
+    """Knows the models that jobs can name, as Redis said within the last ``FRESH_S``.
+
+    Who asks for another one has Redis asked anew: its first worker may just have come.
+    """
+
+    def __init__(self, registry: Registry, default: str) -> None:
+        self._registry = registry
+        self._default = default
+        self._known: dict[str, int] = {}  # with the end of their last lease
+        self._asked_at = _NEVER
+
+    async def choose(self, wanted: str | None) -> str:
+        """Return the model that is named, else the default one; raises ``Problem``."""
+        if time.monotonic() - self._asked_at > FRESH_S or not self._is_known(wanted):
+            self._known = await self._registry.models()
+            self._asked_at = time.monotonic()
+        if self._is_known(wanted):
+            return wanted or self._default or max(self._known, key=lambda name: self._known[name])
+        if wanted is None:
+            detail = "No worker has registered a model yet; start one with `headrace worker`."
+            raise Problem(503, "no-model", detail, retry_after_s=5)
+        names = ", ".join(sorted(self._known)[:10]) or "none yet"
+        detail = f"No worker serves the model {wanted!r}; known models: {names}."
+        raise Problem(404, "model-not-found", detail)
+
+    def _is_known(self, wanted: str | None) -> bool:
+        if wanted is None:
+            return bool(self._default or self._known)
+        return bool(wanted) and (wanted == self._default or wanted in self._known)

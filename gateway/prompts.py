@@ -7,7 +7,6 @@ from common.errors import Problem
 from common.jobs import JobSpec
 from common.names import is_name
 from common.prompts import PromptIndex, StoredPrompt, forget_message
-from gateway.model_choice import choose_model
 from gateway.replies import json_response
 from gateway.schemas import PromptView
 from gateway.services import Services, services_of, tenant_of
@@ -72,7 +71,7 @@ async def _read_names(request: Request) -> tuple[str, str]:
     prompt_id = request.path_params["prompt_id"]
     if not is_name(prompt_id):
         raise prompt_not_found(prompt_id)
-    model = await choose_model(services_of(request), request.query_params.get("model"))
+    model = await services_of(request).models.choose(request.query_params.get("model"))
     return model, prompt_id
 
 

@@ -8,8 +8,9 @@ log again, never by a timeout or a guess.
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -22,7 +23,7 @@ from common.keys import Keys
 from common.registry import Registry
 from gateway.doorbell import Doorbell
 from gateway.transcript import Offer
-from gateway.watch import Cursor, Watch
+from gateway.watch import Cursor, Subject, Watch
 
 _log = structlog.get_logger()
 
@@ -93,7 +94,11 @@ class Relay:
 
         The caller must ``close`` it.
         """
-        watch = await self._watch(tenant, job_id)
+        watch = self._live(job_id)
+        is_known = watch is not None and watch.tenant == tenant
+        if not is_known and await self._store.owner(job_id) != tenant:
+            raise job_not_found(job_id)
+        watch = await self._watch(job_id, self._find)
         cursor = Cursor(watch, position, on_wake)
         watch.cursors.add(cursor)
         try:
@@ -101,6 +106,20 @@ class Relay:
         except BaseException:
             await self.close(cursor)
             raise
+        return cursor
+
+    async def open_new(self, subject: Subject, on_wake: Callable[[], None]) -> Cursor:
+        """Return a cursor before the first event of a job that this gateway has just made.
+
+        Its record need not be asked for. The caller must ``close`` the cursor.
+        """
+
+        async def make(_job_id: str) -> Watch:
+            return await self._feed(Watch(subject), is_ended=False)
+
+        watch = await self._watch(subject.job_id, make)
+        cursor = Cursor(watch, 0, on_wake)
+        watch.cursors.add(cursor)
         return cursor
 
     async def _reach(self, watch: Watch, position: int) -> None:
@@ -133,14 +152,12 @@ class Relay:
             del self._watches[watch.job_id]
             await self._doorbell.unsubscribe(self._keys.job(watch.job_id).live)
 
-    async def _watch(self, tenant: str, job_id: str) -> Watch:
-        known = self._live(job_id)
-        if (known is None or known.tenant != tenant) and await self._store.owner(job_id) != tenant:
-            raise job_not_found(job_id)
+    async def _watch(self, job_id: str, make: Callable[[str], Coroutine[Any, Any, Watch]]) -> Watch:
+        """Return the job's watch. Where there is none it is made, once for all who want it."""
         task = self._attaching.get(job_id)
         watch = self._live(job_id)
         if task is None and watch is None:
-            task = asyncio.create_task(self._attach(job_id))
+            task = asyncio.create_task(make(job_id))
             self._attaching[job_id] = task
             task.add_done_callback(partial(self._on_attached, job_id))
         if task is not None:
@@ -159,15 +176,19 @@ class Relay:
         if not task.cancelled():
             task.exception()  # who waits hears it; if all have left, asyncio need not complain
 
-    async def _attach(self, job_id: str) -> Watch:
+    async def _find(self, job_id: str) -> Watch:
         record = await self._store.record(job_id)
         if record is None:
             raise job_not_found(job_id)
-        watch = Watch(job_id, record.tenant, record.deadline_ms, record.incarnation)
-        self._watches[job_id] = watch
+        subject = Subject(job_id, record.tenant, record.deadline_ms, record.incarnation)
+        return await self._feed(Watch(subject), is_ended=record.is_ended)
+
+    async def _feed(self, watch: Watch, *, is_ended: bool) -> Watch:
+        """Subscribe, then read the log: from now on the watch has every event."""
+        self._watches[watch.job_id] = watch
         try:
-            if not record.is_ended:
-                await self._doorbell.subscribe(self._keys.job(job_id).live)
+            if not is_ended:
+                await self._doorbell.subscribe(self._keys.job(watch.job_id).live)
             await self._read_log(watch)
         except BaseException:
             await self._release(watch)

@@ -12,6 +12,7 @@ from common.settings import Settings
 from gateway.identity import Caller, Doorkeeper
 from gateway.links import Links
 from gateway.metrics import Metrics
+from gateway.model_choice import ModelChoice
 from gateway.relay import Relay
 from gateway.secret import SharedSecret
 from gateway.streams import Streams
@@ -26,6 +27,7 @@ class Services:
     redis: Redis
     store: JobStore
     registry: Registry
+    models: ModelChoice
     relay: Relay
     streams: Streams
     metrics: Metrics

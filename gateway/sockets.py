@@ -7,6 +7,8 @@ events when it reads again.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -23,7 +25,7 @@ from gateway.problems import UNAUTHENTICATED, redis_unavailable
 from gateway.protocol import connection_of
 from gateway.reading import bad_request, decode_json, read_idempotency_key, read_job_id
 from gateway.services import Services, services_of
-from gateway.submission import accept
+from gateway.submission import Acceptance, accept
 from gateway.watch import Cursor, Signal
 
 _log = structlog.get_logger()
@@ -146,15 +148,20 @@ class Socket:
         key = read_idempotency_key(message.idempotency_key)
         if message.subscribe:
             self._require_room()  # before the job is accepted
-        job = (await accept(self._services, caller, message.job, key)).job
+        acceptance = await accept(self._services, caller, message.job, key)
+        job = acceptance.job
         if message.subscribe and job.id not in self._cursors:
-            await self._subscribe_accepted(caller.tenant, job.id)
+            await self._subscribe_accepted(caller.tenant, acceptance)
         return messages.Submitted(job.id, job.status, job.model, message.ref)
 
-    async def _subscribe_accepted(self, tenant: str, job_id: str) -> None:
+    async def _subscribe_accepted(self, tenant: str, acceptance: Acceptance) -> None:
         """Subscribe; what goes wrong is told after the answer, because the job is accepted."""
+        job_id, subject = acceptance.job.id, acceptance.subject
         try:
-            await self._subscribe(tenant, job_id, -1)
+            if subject is not None:
+                await self._follow(job_id, partial(self._services.relay.open_new, subject))
+            else:
+                await self._subscribe(tenant, job_id, -1)
         except Problem as problem:
             self._afterwards.append(_refused(problem, job=job_id))
         except UNAVAILABLE:
@@ -167,14 +174,18 @@ class Socket:
         self._require_room()
         if after < -1:
             raise bad_request("invalid-parameter", "`after` must be -1 or an event's number.")
+        relay = self._services.relay
+        await self._follow(job_id, partial(relay.open, tenant, job_id, after + 1))
 
+    async def _follow(
+        self, job_id: str, open_cursor: Callable[[Callable[[], None]], Awaitable[Cursor]]
+    ) -> None:
         def wake() -> None:
             if not self._deliver_now(job_id):
                 self._ready[job_id] = None
                 self._signal.set()
 
-        cursor = await self._services.relay.open(tenant, job_id, after + 1, wake)
-        self._cursors[job_id] = cursor
+        self._cursors[job_id] = await open_cursor(wake)
         self._unannounced.append(job_id)
 
     def _require_room(self) -> None:

@@ -20,13 +20,13 @@ from common.names import idempotent_job_id, random_job_id
 from common.settings import Settings
 from common.tenant_jobs import TenantJobs
 from gateway.identity import Caller
-from gateway.model_choice import choose_model
 from gateway.prompts import check_stored
 from gateway.rate_limits import headers, num_tokens, refusal, too_large
 from gateway.reading import check_job_request
 from gateway.schemas import JobRequest, SubmittedJob
 from gateway.services import Services
 from gateway.views import events_url, job_url, rfc3339
+from gateway.watch import Subject
 
 FAILED_OVER = "UNBLOCKED"  # what WAITAOF answers when its server is no longer the primary
 DISK_S = 3.0  # with `appendfsync everysec` a second or two
@@ -34,14 +34,19 @@ DISK_S = 3.0  # with `appendfsync everysec` a second or two
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An accepted job. ``replayed``: an earlier request with the same key had created it.
+    """An accepted job. ``subject`` is None where an earlier request with its key had made it.
 
     ``headers`` tell what the tenant has left.
     """
 
     job: SubmittedJob
-    replayed: bool
+    subject: Subject | None
     headers: dict[str, str]
+
+    @property
+    def replayed(self) -> bool:
+        """Tell whether an earlier request had made the job."""
+        return self.subject is None
 
 
 async def accept(
@@ -57,7 +62,7 @@ async def accept(
         detail = "In a cluster no job can be `durable`; submit it without, or use a single server."
         raise Problem(501, "not-durable", detail)
     tenant, limits = caller.tenant, _limits(services.settings, caller.limits)
-    spec = _spec(request, await choose_model(services, request.model), services)
+    spec = _spec(request, await services.models.choose(request.model), services)
     job_id, is_known = await _name(services, tenant, idempotency_key)
     told: dict[str, str] = {}
     if not is_known:  # what an earlier request has passed may have changed since, perhaps by it
@@ -65,7 +70,8 @@ async def accept(
         lanes = Lanes(services.redis, services.keys, spec.model)
         told = await _admit(services, lanes, tenant, request, limits)
 
-    submitted = await _create(services, tenant, job_id, spec, _fingerprint(request))
+    new = _new_job(services.settings, tenant, job_id, spec, _fingerprint(request))
+    submitted = await _create(services, new)
     if not submitted.created:
         spec = await _stored_spec(services, job_id, spec)
     if submitted.state in ACTIVE:
@@ -81,23 +87,27 @@ async def accept(
     if request.durable:
         await _require_disk(services, job_id)
     answer = _answer(job_id, spec.model, submitted)
-    return Acceptance(answer, replayed=not submitted.created, headers=told)
+    subject = Subject(job_id, tenant, submitted.deadline_ms, new.incarnation)
+    return Acceptance(answer, subject if submitted.created else None, told)
 
 
-async def _create(
-    services: Services, tenant: str, job_id: str, spec: JobSpec, fingerprint: str
-) -> Submitted:
-    """Write the record and event 0, unless an earlier request of the same payload has."""
-    new = NewJob(
+def _new_job(
+    settings: Settings, tenant: str, job_id: str, spec: JobSpec, fingerprint: str
+) -> NewJob:
+    return NewJob(
         id=job_id,
         tenant=tenant,
         spec=spec,
         fingerprint=fingerprint,
         incarnation=secrets.token_hex(4),
-        retention_s=services.settings.retention_s,
+        retention_s=settings.retention_s,
     )
-    submitted = await services.store.submit(new, Accepted(job_id, spec.model))
-    if submitted.fingerprint != fingerprint:
+
+
+async def _create(services: Services, new: NewJob) -> Submitted:
+    """Write the record and event 0, unless an earlier request of the same payload has."""
+    submitted = await services.store.submit(new, Accepted(new.id, new.spec.model))
+    if submitted.fingerprint != new.fingerprint:
         detail = "This Idempotency-Key was used with another payload; use a new key for a new job."
         raise Problem(422, "idempotency-key-reused", detail)
     return submitted

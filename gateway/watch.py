@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from common.errors import Problem
 from common.events import Event
@@ -12,14 +13,24 @@ Dialect = Callable[[str, int, Event], bytes]
 BatchDialect = Callable[[Sequence[Event]], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The job that a watch is of. ``incarnation`` tells it from another job with the same ID."""
+
+    job_id: str
+    tenant: str
+    deadline_ms: int
+    incarnation: str
+
+
 class Watch:
     """One per job and gateway. Frames are encoded once per dialect, not once per cursor."""
 
-    def __init__(self, job_id: str, tenant: str, deadline_ms: int, incarnation: str) -> None:
-        self.job_id = job_id
-        self.tenant = tenant
-        self.deadline_ms = deadline_ms
-        self.transcript = Transcript(incarnation)
+    def __init__(self, subject: Subject) -> None:
+        self.job_id = subject.job_id
+        self.tenant = subject.tenant
+        self.deadline_ms = subject.deadline_ms
+        self.transcript = Transcript(subject.incarnation)
         self.cursors: set[Cursor] = set()
         self.heard_at = time.monotonic()  # when an event was last taken
         self.is_behind = False  # the log has more, or may have: it must be read

@@ -169,16 +169,14 @@ async def test_reading_before_subscribing_would_lose_the_end(
 ) -> None:
     """The fault bites: what is said between the two is never heard."""
 
-    async def the_wrong_way_round(relay: Relay, job_id: str) -> Watch:
-        record = await relay._store.record(job_id)
-        assert record
-        watch = Watch(job_id, record.tenant, record.deadline_ms, record.incarnation)
-        relay._watches[job_id] = watch
+    async def the_wrong_way_round(relay: Relay, watch: Watch, *, is_ended: bool) -> Watch:
+        relay._watches[watch.job_id] = watch
         await relay._read_log(watch)
-        await relay._doorbell.subscribe(relay._keys.job(job_id).live)
+        if not is_ended:
+            await relay._doorbell.subscribe(relay._keys.job(watch.job_id).live)
         return watch
 
-    monkeypatch.setattr(Relay, "_attach", the_wrong_way_round)
+    monkeypatch.setattr(Relay, "_feed", the_wrong_way_round)
     async with running_relay(redis_url, keys, resync_s=LATER_S) as relay:
         with pytest.raises(TimeoutError):
             await attach_often(relay, JobStore(redis, keys), MOMENTS)

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import Problem
 from common.events import Accepted, Event, Tokens, encode_event
-from gateway.watch import Cursor, Signal, Watch
+from gateway.watch import Cursor, Signal, Subject, Watch
 from tests.gateway.player import DONE
 from tests.support.waiting import within
 
@@ -25,7 +25,7 @@ class Encoder:
 
 def make_watch(*events: Event) -> Watch:
     """Return a watch that knows these events."""
-    watch = Watch("job", "acme", 0, "i")
+    watch = Watch(Subject("job", "acme", 0, "i"))
     for n, event in enumerate(events):
         watch.transcript.offer("i", n, encode_event(event))
     return watch

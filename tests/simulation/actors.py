@@ -18,6 +18,7 @@ from common.settings import Settings
 from gateway.cancellation import cancel_job
 from gateway.identity import Caller
 from gateway.metrics import Metrics
+from gateway.model_choice import ModelChoice
 from gateway.schemas import JobRequest
 from gateway.secret import SharedSecret
 from gateway.services import Services
@@ -177,12 +178,14 @@ class SimulatedGateway:
 
     def __init__(self, redis: Redis, keys: Keys, settings: Settings) -> None:
         nothing: Any = None  # what these doors do not use
+        registry = Registry(redis, keys)
         self._services = Services(
             settings=settings,
             keys=keys,
             redis=redis,
             store=JobStore(redis, keys),
-            registry=Registry(redis, keys),
+            registry=registry,
+            models=ModelChoice(registry, settings.default_model),
             relay=nothing,
             streams=nothing,
             metrics=Metrics(),
