@@ -71,6 +71,7 @@ class BenchStack:
         body = msgspec.json.encode({"temperature": 0, "ignore_eos": True, "stream": True} | payload)
         began = time.perf_counter()
         first_s, text, ids, cache = 0.0, "", list[int](), ""
+        ran: Ran | None = None
         headers = {"Content-Type": "application/json"} | bearer(key)
         async with self.http.stream("POST", "/v1/jobs", content=body, headers=headers) as answer:
             if not answer.is_success:
@@ -86,8 +87,10 @@ class BenchStack:
                     text, ids = text + event.text, [*ids, *event.ids]
                 if is_terminal(event):
                     total_s = time.perf_counter() - began
-                    return Ran(text, tuple(ids), first_s, total_s, _completed(event), cache)
-        raise JobFailed("the stream ended before the job")
+                    ran = Ran(text, tuple(ids), first_s, total_s, _completed(event), cache)
+        if ran is None:
+            raise JobFailed("the stream ended before the job")
+        return ran  # the answer was read to its end: its connection serves the next job
 
     async def workers(self) -> dict[str, int]:
         """Return the live workers and their processes."""
