@@ -1,13 +1,21 @@
-"""From planned slices to the tensors of a step."""
+"""From planned slices to the tensors of a step.
+
+Right after a pass over the weights nothing of this is in the processor's caches, so that every
+operation costs several times what it does alone: there are few, and two copies to the device.
+"""
 
 from collections.abc import Sequence as Many
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engine.local.scheduler import Slice
 from worker.model.batch import Batch
+
+_Ints = NDArray[np.int32] | NDArray[np.int64]
 
 
 def make_batch(slices: Many[Slice], block_tokens: int, device: torch.device) -> Batch:
@@ -17,24 +25,33 @@ def make_batch(slices: Many[Slice], block_tokens: int, device: torch.device) -> 
     """
     lengths = [part.length for part in slices]
     ends = [part.end for part in slices]
-    starts = np.concatenate(([0], np.cumsum(lengths)))
-    ids = [token for part in slices for token in part.sequence.ids[part.start : part.end]]
-    positions = np.concatenate([np.arange(part.start, part.end) for part in slices])
-    tables = _tables(slices)
-    blocks = tables[np.repeat(np.arange(len(slices)), lengths), positions // block_tokens]
-
-    def tensor(values: object, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
-
+    starts = [0, *accumulate(lengths)]
+    ids: list[int] = []
+    positions: list[int] = []
+    blocks: list[int] = []
+    rows: list[int] = []
+    for part, after in zip(slices, starts[1:], strict=True):
+        places, table = range(part.start, part.end), part.sequence.table.blocks
+        ids += part.sequence.ids[part.start : part.end]
+        positions += places
+        blocks += [table[place // block_tokens] for place in places]
+        rows += range(after - num_rows(part), after)
+    offsets = [position % block_tokens for position in positions]
+    longs = np.array([*ids, *positions, *blocks, *offsets, *rows], np.int64)
+    by_token = torch.split(_copy(longs, device), [*4 * [len(ids)], len(rows)])
+    num = len(slices)
+    by_sequence = _copy(_of_sequences(slices, starts, ends), device)
+    sizes = [num + 1, num, len(by_sequence) - 2 * num - 1]
+    bounds, limits, tables = torch.split(by_sequence, sizes)
     return Batch(
-        ids=tensor(ids, torch.int64),
-        positions=tensor(positions, torch.int64),
-        blocks=tensor(blocks, torch.int64),
-        offsets=tensor(positions % block_tokens, torch.int64),
-        starts=tensor(starts, torch.int32),
-        lengths=tensor(ends, torch.int32),
-        tables=tensor(tables, torch.int32),
-        rows=tensor(_rows(slices, starts), torch.int64),
+        ids=by_token[0],
+        positions=by_token[1],
+        blocks=by_token[2],
+        offsets=by_token[3],
+        rows=by_token[4],
+        starts=bounds,
+        lengths=limits,
+        tables=tables.view(num, -1),
         max_query_len=max(lengths),
         max_length=max(ends),
     )
@@ -47,17 +64,16 @@ def num_rows(part: Slice) -> int:
     return 1 if part.is_last else 0
 
 
-def _tables(slices: Many[Slice]) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
-    width = max(len(part.sequence.table.blocks) for part in slices)
-    tables = np.zeros((len(slices), width), np.int32)
-    for number, part in enumerate(slices):
-        tables[number, : len(part.sequence.table.blocks)] = part.sequence.table.blocks
-    return tables
+def _of_sequences(slices: Many[Slice], starts: list[int], ends: list[int]) -> _Ints:
+    """Return the starts, the ends, and a row of blocks per sequence, in one piece."""
+    tables = [part.sequence.table.blocks for part in slices]
+    width, first = max(map(len, tables)), len(starts) + len(ends)
+    numbers = np.zeros(first + len(tables) * width, np.int32)
+    numbers[:first] = starts + ends
+    for row, table in zip(numbers[first:].reshape(-1, width), tables, strict=True):
+        row[: len(table)] = table
+    return numbers
 
 
-def _rows(slices: Many[Slice], starts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[int]:
-    return [
-        row
-        for part, end in zip(slices, starts[1:].tolist(), strict=True)
-        for row in range(end - num_rows(part), end)
-    ]
+def _copy(numbers: _Ints, device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers).to(device, non_blocking=True)

@@ -3,11 +3,15 @@
 import queue
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from worker.engine.local.core import EngineCore
 from worker.engine.local.made import Made
 from worker.engine.local.sequence import Sequence
+
+CHECK_AFTER_S = 1.0
+"""The check takes a millisecond, in which the event loop could not hand out the last tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,6 @@ class EngineThread:
             made = self._core.step()
             if made:
                 self._deliver(made)
-            if self._core.scheduler.is_idle:
-                self._core.scheduler.check()  # nobody waits for this
 
     def _obey(self) -> bool:
         """Obey all commands given so far, waiting for one while idle; False to end."""
@@ -87,8 +89,15 @@ class EngineThread:
         """Return the next command; ``None`` if there is none and a step is due."""
         self._busy_since = 0.0
         try:
-            return self._commands.get(block=self._core.scheduler.is_idle)
+            return self._wait() if self._core.scheduler.is_idle else self._commands.get_nowait()
         except queue.Empty:
             return None
         finally:
             self._busy_since = time.monotonic()
+
+    def _wait(self) -> Command:
+        """Return the next command; when there is none for a while, check the cache's books."""
+        with suppress(queue.Empty):
+            return self._commands.get(timeout=CHECK_AFTER_S)
+        self._core.scheduler.check()
+        return self._commands.get()
