@@ -15,6 +15,7 @@ from common.keys import Keys
 from gateway import relay as relay_module
 from gateway.doorbell import Doorbell, OnMessage
 from gateway.relay import Relay
+from gateway.watch import Subject
 from tests.gateway.followers import Follower, check_is_log, log_of
 from tests.gateway.player import Attempt
 from tests.gateway.running import running_relay, until_idle
@@ -44,6 +45,13 @@ async def begin(store: JobStore, **job: float) -> Attempt:
     """Submit a job and start it."""
     job_id = (await submit(store, make_job(**job))).id  # type: ignore[arg-type]
     return Attempt(store, job_id, await start(store, job_id), 2)
+
+
+async def subject_of(store: JobStore, job_id: str) -> Subject:
+    """Return what its maker knows of a job."""
+    record = await store.record(job_id)
+    assert record
+    return Subject(job_id, record.tenant, record.deadline_ms, record.incarnation)
 
 
 def open_nowhere() -> None:
@@ -133,6 +141,42 @@ async def test_a_crowd_shares_one_watch(
     log = await log_of(store, attempt.job_id)
     for follower in followers:
         check_is_log(follower.seen, log)
+
+
+async def test_a_job_that_was_just_made_is_followed_without_its_record(
+    relay: Relay, store: JobStore, attempt: Attempt
+) -> None:
+    """Its maker knows what is in it. Whoever comes later shares the watch."""
+    subject = await subject_of(store, attempt.job_id)
+    with patch.object(store, "record") as read_record, patch.object(store, "owner") as read_owner:
+        cursor = await relay.open_new(subject, open_nowhere)
+    assert not read_record.called
+    assert not read_owner.called
+    later = Follower(relay, TENANT, attempt.job_id)
+    await later.attach()
+    assert relay.num_watches == 1
+    await attempt.end()
+    async with within():
+        await later.read_to_end()
+    assert cursor.take(lambda _job, n, _event: b"%d" % n) == [b"0", b"1", b"2"]
+    assert cursor.is_done
+    await relay.close(cursor)
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("num_turns", [1, 2, 3, 4, 5])
+async def test_a_client_that_leaves_while_its_new_job_is_attached_leaves_nothing(
+    relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt, num_turns: int
+) -> None:
+    """The attach goes on without it, and what it made is cleared away."""
+    subject = await subject_of(store, attempt.job_id)
+    opening = asyncio.create_task(relay.open_new(subject, open_nowhere))
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await until_idle(relay)
+    await until_unsubscribed(redis, keys, attempt.job_id)
 
 
 @pytest.mark.fault(29)

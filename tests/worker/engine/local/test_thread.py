@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from tests.worker.engine.local.simulated import SimulatedEngine, make_sequence
+from worker.engine.local import thread
 from worker.engine.local.core import EngineCore
 from worker.engine.local.made import Made, Token
 from worker.engine.local.thread import Call, Cancel, EngineThread
@@ -97,7 +98,7 @@ class Harness:
     def _run(self) -> None:
         try:
             self.thread.run()
-        except TypeError as error:
+        except (TypeError, AssertionError) as error:
             self.error = error
 
 
@@ -154,6 +155,29 @@ def test_an_idle_thread_obeys_too(harness: Harness) -> None:
     harness.start()
     ident, _ = harness.call()
     assert [ident] == harness.core.started
+
+
+def test_the_books_are_checked_when_it_has_been_idle(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once per idleness, and then it obeys as before."""
+    monkeypatch.setattr(thread, "CHECK_AFTER_S", 0.01)
+    checked: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(harness.core.scheduler, "check", lambda: checked.put(None))
+    harness.start()
+    checked.get(timeout=DEADLINE_S)
+    harness.call()
+    checked.get(timeout=DEADLINE_S)
+    assert checked.empty()
+
+
+def test_books_that_do_not_add_up_end_it(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that nobody gives back would be missed later, by somebody else."""
+    monkeypatch.setattr(thread, "CHECK_AFTER_S", 0.01)
+    assert harness.core.engine.cache.manager.allocate() is not None
+    harness.start()
+    harness.join()
+    assert isinstance(harness.error, AssertionError)
 
 
 def test_a_step_that_hangs_shows(harness: Harness) -> None:
