@@ -76,11 +76,12 @@ class DeadLetters:
 
 async def models_with_letters(redis: Redis, keys: Keys) -> list[str]:
     """Return the models that have had letters; of some, no worker may have lived for days."""
-    return [
+    found = {  # a scan may meet a key twice
         keys.model_of_dead(name.decode())
         for server in await every_server(redis)
         async for name in server.scan_iter(keys.any_dead, count=_SCANNED)
-    ]
+    }
+    return sorted(found)
 
 
 def letter_of(snapshot: Snapshot) -> Letter | None:

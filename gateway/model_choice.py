@@ -23,9 +23,9 @@ class ModelChoice:
 
     async def choose(self, wanted: str | None) -> str:
         """Return the model that is named, else the default one; raises ``Problem``."""
-        if time.monotonic() - self._asked_at > FRESH_S or not self._is_known(wanted):
-            self._known = await self._registry.models()
-            self._asked_at = time.monotonic()
+        now = time.monotonic()
+        if now - self._asked_at > FRESH_S or not self._is_known(wanted):
+            self._known, self._asked_at = await self._registry.models(), now
         if self._is_known(wanted):
             return wanted or self._default or max(self._known, key=lambda name: self._known[name])
         if wanted is None:

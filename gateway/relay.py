@@ -98,7 +98,7 @@ class Relay:
         is_known = watch is not None and watch.tenant == tenant
         if not is_known and await self._store.owner(job_id) != tenant:
             raise job_not_found(job_id)
-        watch = await self._watch(job_id, self._find)
+        watch = await self._watch(job_id, partial(self._attach, job_id))
         cursor = Cursor(watch, position, on_wake)
         watch.cursors.add(cursor)
         try:
@@ -113,11 +113,11 @@ class Relay:
 
         Its record need not be asked for. The caller must ``close`` the cursor.
         """
-
-        async def make(_job_id: str) -> Watch:
-            return await self._feed(Watch(subject), is_ended=False)
-
-        watch = await self._watch(subject.job_id, make)
+        old = self._live(subject.job_id)
+        if old is not None and old.transcript.incarnation != subject.incarnation:
+            old.fail(job_not_found(old.job_id))  # Redis lost it, and its key has made it anew
+        feed = partial(self._feed, Watch(subject), is_ended=False)
+        watch = await self._watch(subject.job_id, feed)
         cursor = Cursor(watch, 0, on_wake)
         watch.cursors.add(cursor)
         return cursor
@@ -152,12 +152,12 @@ class Relay:
             del self._watches[watch.job_id]
             await self._doorbell.unsubscribe(self._keys.job(watch.job_id).live)
 
-    async def _watch(self, job_id: str, make: Callable[[str], Coroutine[Any, Any, Watch]]) -> Watch:
+    async def _watch(self, job_id: str, make: Callable[[], Coroutine[Any, Any, Watch]]) -> Watch:
         """Return the job's watch. Where there is none it is made, once for all who want it."""
         task = self._attaching.get(job_id)
         watch = self._live(job_id)
         if task is None and watch is None:
-            task = asyncio.create_task(make(job_id))
+            task = asyncio.create_task(make())
             self._attaching[job_id] = task
             task.add_done_callback(partial(self._on_attached, job_id))
         if task is not None:
@@ -176,7 +176,7 @@ class Relay:
         if not task.cancelled():
             task.exception()  # who waits hears it; if all have left, asyncio need not complain
 
-    async def _find(self, job_id: str) -> Watch:
+    async def _attach(self, job_id: str) -> Watch:
         record = await self._store.record(job_id)
         if record is None:
             raise job_not_found(job_id)

@@ -41,7 +41,7 @@ class ApiError(ClientError):
         retry_after_s: float | None = None,
     ) -> None:
         reference = f" (request {request_id})" if request_id else ""
-        wait = f" Try again in {retry_after_s:g} s." if retry_after_s is not None else ""
+        wait = f" (again in {retry_after_s:g} s)" if retry_after_s is not None else ""
         super().__init__(f"{detail}{wait}{reference}")
         self.status = status
         self.type = type_

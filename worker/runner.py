@@ -1,6 +1,7 @@
 """The job loop: claim what fits, start it, hand it to the engine; at the end, hand it over."""
 
 import asyncio
+from dataclasses import dataclass
 
 import structlog
 
@@ -22,6 +23,14 @@ _log = structlog.get_logger()
 YIELD_S = 0.002
 """Per running job: several times what an idle worker needs from the bell to its claim."""
 MAX_YIELD_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Jobs to begin now, with the holder of each entry. A claim that was full may leave more."""
+
+    jobs: list[tuple[Claim, str]]
+    may_be_more: bool
 
 
 class Runner:
@@ -70,21 +79,20 @@ class Runner:
         self.may_hold_entries = True
         async with asyncio.TaskGroup() as starts:
             while not self.draining:
-                room = capacity - self.num_held
-                taken = await self.take(room)
-                for claim, holder in taken:
+                taken = await self.take(capacity - self.num_held)
+                for claim, holder in taken.jobs:
                     self._begin_in(starts, claim, holder)
-                if len(taken) < max(room, 1):  # there was no more
+                if not taken.may_be_more:
                     await self._wait_for_work(poll_s)
                 await self._yield_to_idle()
             self._not_claiming.set()
 
-    async def take(self, room: int) -> list[tuple[Claim, str]]:
-        """Claim up to so many jobs; returns those to begin now, with the holder of each entry."""
+    async def take(self, room: int) -> Taken:
+        """Claim up to so many jobs."""
         holder = self.worker_id  # the claims are its, also if the lease lapses meanwhile
         claims = await self._claim(holder, room)
         held = [(claim, holder) for claim in claims if self._hold(claim, holder)]
-        return held + self._due()
+        return Taken(held + self._due(), may_be_more=0 < room <= len(claims))
 
     def ring(self) -> None:
         """Look for work now: there is some for one of the workers."""

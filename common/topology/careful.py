@@ -1,6 +1,9 @@
 """One connection to one server: what it says when it takes no writes, and cancellations heard.
 
 Nothing here retries by itself: a blind retry of a write that was applied is how streams double.
+
+``Careful`` takes the place of three methods of redis-py 5.3 (``AbstractConnection`` of
+``redis/asyncio/connection.py``) and uses its private parts; compare them when it is upgraded.
 """
 
 import asyncio
@@ -58,7 +61,10 @@ class Careful(AbstractConnection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        """Send. Where that fails or is cancelled, the connection is given up."""
+        """Send. Where that fails or is cancelled, the connection is given up.
+
+        Raises redis-py's ``TimeoutError`` and ``ConnectionError``.
+        """
         if not self.is_connected:
             await self.connect()  # type: ignore[no-untyped-call]
         elif check_health:
@@ -67,9 +73,13 @@ class Careful(AbstractConnection):
         try:
             async with asyncio.timeout(self.socket_timeout):
                 await self._send_packed_command([packed] if isinstance(packed, bytes) else packed)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise exceptions.TimeoutError(f"timeout writing to {self._host_error()}") from None
         except OSError as error:
             await self.disconnect(nowait=True)
-            raise exceptions.ConnectionError(f"cannot write to the server: {error!r}") from error
+            reason = f"cannot write to {self._host_error()}: {error}"
+            raise exceptions.ConnectionError(reason) from error
         except BaseException:  # what was half sent must not be taken for the next command's
             await self.disconnect(nowait=True)
             raise
@@ -79,8 +89,9 @@ class Careful(AbstractConnection):
         reader = self._reader
         if reader is None or reader.at_eof() or reader.exception() is not None:
             return True
-        # There is no public way to ask.
-        return bool(reader._buffer)  # type: ignore[attr-defined] # noqa: SLF001
+        # Replies of a pipeline come together: some may have gone on to the parser.
+        parsing = self._parser._reader  # type: ignore[attr-defined] # noqa: SLF001
+        return bool(parsing.has_data()) or not self._socket_is_empty()  # type: ignore[no-untyped-call]
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Return the reply; raises ``WritesRefused`` where it says so."""

@@ -197,11 +197,17 @@ async def test_a_connection_that_ended_while_idle_is_replaced(own_server: Server
 
 
 async def test_a_connection_with_somebodys_reply_is_replaced(own_server: Server) -> None:
-    """A reply that nobody has asked for is nobody's."""
+    """A reply that nobody has asked for is nobody's, also one that came along with another."""
     async with within(), command_client(own_server.url, max_connections=1) as client:
         connection = await _idle_connection(client)
         await connection.send_command("ECHO", "stray")
         await eventually(partial(is_broken, connection))
+        assert await client.echo("mine") == b"mine"
+        both = [("ECHO", "his"), ("ECHO", "stray")]
+        await connection.send_packed_command(connection.pack_commands(both))
+        await eventually(partial(is_broken, connection))
+        assert await connection.read_response() == b"his"
+        assert await is_broken(connection)
         assert await client.echo("mine") == b"mine"
 
 

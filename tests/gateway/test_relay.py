@@ -163,6 +163,22 @@ async def test_a_job_that_was_just_made_is_followed_without_its_record(
     await relay.close(cursor)
 
 
+async def test_a_job_made_anew_is_not_taken_for_the_one_that_was_lost(
+    relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt
+) -> None:
+    """Who reads the lost one is told; its maker gets the new one's events, with the same key."""
+    old = Follower(relay, TENANT, attempt.job_id)
+    await old.attach()
+    await redis.delete(keys.job(attempt.job_id).record, keys.job(attempt.job_id).log)
+    again = make_job(attempt.job_id, incarnation="later")
+    await submit(store, again)
+    cursor = await relay.open_new(await subject_of(store, attempt.job_id), open_nowhere)
+    assert cursor.take(lambda _job, n, _event: b"%d" % n) == [b"0"]
+    with pytest.raises(Problem, match="no job"):
+        await old.read_to_end()
+    await relay.close(cursor)
+
+
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("num_turns", [1, 2, 3, 4, 5])
 async def test_a_client_that_leaves_while_its_new_job_is_attached_leaves_nothing(

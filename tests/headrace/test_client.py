@@ -164,7 +164,7 @@ async def test_a_refusal_has_its_parts() -> None:
     """Type, detail, request and waiting time reach the caller."""
     refused = problem(429, "too-many-jobs", "Retry-After: 5")
     async with fake_gateway(refused) as gateway, Client(gateway.url) as client:
-        with pytest.raises(ApiError, match=r"this. Try again in 5 s. \(request req-1\)") as refusal:
+        with pytest.raises(ApiError, match=r"this. \(again in 5 s\) \(request req-1\)") as refusal:
             await client.submit(JobRequest(prompt="Once"))
     error = refusal.value
     assert (error.status, error.type, error.retry_after_s) == (429, "too-many-jobs", 5)

@@ -135,7 +135,7 @@ class SimulatedWorker:
 
     async def claim(self) -> None:
         """Claim what fits, and start it."""
-        for claim, holder in await self._runner.take(CAPACITY - self._runner.num_held):
+        for claim, holder in (await self._runner.take(CAPACITY - self._runner.num_held)).jobs:
             await self._runner._begin(claim, holder)
 
     def generate(self, rng: random.Random, num_steps: int) -> None:

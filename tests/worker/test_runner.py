@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Collection
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from redis.asyncio import Redis
@@ -65,6 +66,36 @@ async def test_a_free_slot_takes_the_next_job(make_rig: MakeRig, backend: Backen
     for job_id in job_ids:
         assert (await end_of(backend, job_id)).kind == "completed"
     await at_rest(backend)
+
+
+async def test_it_does_not_ask_again_for_what_it_has_just_seen(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """A claim that left slots free has taken all there is; the bell rings for what comes."""
+    rig = make_rig(engine=CutEngine(0))
+    await rig.join()
+    lanes = rig.backend.lanes
+    await submit(backend)
+    with patch.object(lanes, "claim", side_effect=lanes.claim) as claim:
+        rig.spawn(rig.runner.run(4, LONG_S))
+        await until(lambda: len(rig.publisher.attempts) == 1)
+        assert claim.call_count == 1
+
+
+async def test_only_a_full_claim_may_leave_more(make_rig: MakeRig, backend: Backend) -> None:
+    """Also one whose entries are of jobs that the worker holds already."""
+    rig = make_rig()
+    await rig.join()
+    job_ids = [await submit(backend) for _ in range(3)]
+    first = await rig.runner.take(2)
+    assert (len(first.jobs), first.may_be_more) == (2, True)
+    nothing = await rig.runner.take(0)
+    assert (nothing.jobs, nothing.may_be_more) == ([], False)
+    last = await rig.runner.take(2)
+    assert (len(last.jobs), last.may_be_more) == (1, False)
+    await add_entry(rig.redis, backend, job_ids[0])
+    twice = await rig.runner.take(1)
+    assert (twice.jobs, twice.may_be_more) == ([], True)
 
 
 @pytest.mark.fault(33)

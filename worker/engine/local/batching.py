@@ -15,8 +15,6 @@ from torch import Tensor
 from worker.engine.local.scheduler import Slice
 from worker.model.batch import Batch
 
-_Ints = NDArray[np.int32] | NDArray[np.int64]
-
 
 def make_batch(slices: Many[Slice], block_tokens: int, device: torch.device) -> Batch:
     """Return the batch of these slices, with the logits of whoever's next token follows.
@@ -38,17 +36,20 @@ def make_batch(slices: Many[Slice], block_tokens: int, device: torch.device) -> 
         rows += range(after - num_rows(part), after)
     offsets = [position % block_tokens for position in positions]
     longs = np.array([*ids, *positions, *blocks, *offsets, *rows], np.int64)
-    by_token = torch.split(_copy(longs, device), [*4 * [len(ids)], len(rows)])
+    sizes = [*4 * [len(ids)], len(rows)]
+    device_ids, device_positions, device_blocks, device_offsets, device_rows = torch.split(
+        _copy(longs, device), sizes
+    )
+    of_sequences = _copy(_of_sequences(slices, starts, ends), device)
     num = len(slices)
-    by_sequence = _copy(_of_sequences(slices, starts, ends), device)
-    sizes = [num + 1, num, len(by_sequence) - 2 * num - 1]
-    bounds, limits, tables = torch.split(by_sequence, sizes)
+    sizes = [num + 1, num, len(of_sequences) - 2 * num - 1]
+    bounds, limits, tables = torch.split(of_sequences, sizes)
     return Batch(
-        ids=by_token[0],
-        positions=by_token[1],
-        blocks=by_token[2],
-        offsets=by_token[3],
-        rows=by_token[4],
+        ids=device_ids,
+        positions=device_positions,
+        blocks=device_blocks,
+        offsets=device_offsets,
+        rows=device_rows,
         starts=bounds,
         lengths=limits,
         tables=tables.view(num, -1),
@@ -64,7 +65,7 @@ def num_rows(part: Slice) -> int:
     return 1 if part.is_last else 0
 
 
-def _of_sequences(slices: Many[Slice], starts: list[int], ends: list[int]) -> _Ints:
+def _of_sequences(slices: Many[Slice], starts: list[int], ends: list[int]) -> NDArray[np.int32]:
     """Return the starts, the ends, and a row of blocks per sequence, in one piece."""
     tables = [part.sequence.table.blocks for part in slices]
     width, first = max(map(len, tables)), len(starts) + len(ends)
@@ -75,5 +76,5 @@ def _of_sequences(slices: Many[Slice], starts: list[int], ends: list[int]) -> _I
     return numbers
 
 
-def _copy(numbers: _Ints, device: torch.device) -> Tensor:
+def _copy(numbers: NDArray[np.int32] | NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.from_numpy(numbers).to(device, non_blocking=True)
