@@ -1,6 +1,8 @@
 """Vector instructions, for code that Python's loops do not become by themselves."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final
 
 from llvmlite import ir
@@ -16,6 +18,7 @@ HALF: Final = ir.HalfType()
 FLOATS: Final = ir.VectorType(FLOAT, LANES)
 HALVES: Final = ir.VectorType(HALF, LANES)
 INTS: Final = ir.VectorType(I32, LANES)
+BYTES: Final = ir.VectorType(I8, LANES)
 _WORDS: Final = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 Value = Any  # an LLVM value
@@ -72,19 +75,25 @@ class Emitter:
         """Change one of ``variables``."""
         self.builder.store(value, variable)
 
+    def constant(self, kind: Any, number: float) -> Value:
+        """Return a number, or a vector whose lanes all have it."""
+        is_vector = isinstance(kind, ir.VectorType)
+        return ir.Constant(kind, [number] * kind.count if is_vector else number)
+
     def zero(self, kind: Any) -> Value:
         """Return a vector of zeros."""
         return ir.Constant(kind, None)
 
     def splat_float(self, address: Value) -> Value:
         """Load a float into all lanes."""
-        return self._splat(self.load(FLOAT, address), FLOATS)
+        return self.splat(self.load(FLOAT, address), FLOATS)
 
     def splat_int(self, address: Value) -> Value:
         """Load an integer, or four bytes, into all lanes."""
-        return self._splat(self.load(I32, address), INTS)
+        return self.splat(self.load(I32, address), INTS)
 
-    def _splat(self, scalar: Value, kind: Any) -> Value:
+    def splat(self, scalar: Value, kind: Any) -> Value:
+        """Put a number into all lanes of a vector of this kind."""
         nothing = ir.Constant(kind, ir.Undefined)
         one = self.builder.insert_element(nothing, scalar, I32(0))
         return self.builder.shuffle_vector(one, nothing, self.zero(INTS))
@@ -105,6 +114,25 @@ class Emitter:
             pairs = list(zip(lines[:half], lines[half:], strict=True))
             lines = [self.builder.shuffle_vector(*pair, m) for pair in pairs for m in (low, high)]
         return lines
+
+    def fold(self, combine: Callable[[Value, Value], Value], vectors: list[Value]) -> Value:
+        """Combine all lanes of all vectors into one number, always in the same order."""
+        result = reduce(combine, vectors)
+        lanes = LANES
+        while lanes > 1:
+            lanes //= 2
+            turned = ir.Constant(INTS, [(lane + lanes) % LANES for lane in range(LANES)])
+            result = combine(result, self.builder.shuffle_vector(result, result, turned))
+        return self.builder.extract_element(result, I32(0))
+
+    def greatest(self, bits: list[Value]) -> Value:
+        """Return the greatest of all lanes of vectors of integers."""
+        name = f"llvm.smax.v{LANES}i32"
+        return self.fold(lambda a, b: self._call(name, INTS, [a, b]), bits)
+
+    def bits(self, numbers: Value) -> Value:
+        """Look at floats as integers."""
+        return self.builder.bitcast(numbers, INTS)
 
     def prefetch(self, address: Value, locality: int = 3) -> None:
         """Ask for a cache line that will be read soon; any address is allowed.
@@ -127,11 +155,11 @@ class Emitter:
 
     def low(self, pairs: Value) -> Value:
         """Return the lower nibbles as bytes."""
-        return self.builder.and_(pairs, self._constant(0x0F0F0F0F))
+        return self.builder.and_(pairs, self._ints(0x0F0F0F0F))
 
     def high(self, pairs: Value) -> Value:
         """Return the upper nibbles as bytes."""
-        return self.low(self.builder.lshr(pairs, self._constant(4)))
+        return self.low(self.builder.lshr(pairs, self._ints(4)))
 
     def dot(self, sums: Value, weights: Value, row: Value) -> Value:
         """Add to every lane the products of its four unsigned bytes and four signed ones."""
@@ -142,8 +170,8 @@ class Emitter:
             return self._dot_of_words(sums, weights, row)
         b = self.builder
         for place in range(4):
-            weight = b.and_(b.lshr(weights, self._constant(8 * place)), self._constant(255))
-            number = b.ashr(b.shl(row, self._constant(24 - 8 * place)), self._constant(24))
+            weight = b.and_(b.lshr(weights, self._ints(8 * place)), self._ints(255))
+            number = b.ashr(b.shl(row, self._ints(24 - 8 * place)), self._ints(24))
             sums = b.add(sums, b.mul(weight, number))
         return sums
 
@@ -154,9 +182,9 @@ class Emitter:
         wide = b.bitcast(row, _WORDS)
         for weight, number in (
             (weights, b.ashr(b.shl(wide, eight), eight)),
-            (b.lshr(weights, self._constant(8)), b.ashr(wide, eight)),
+            (b.lshr(weights, self._ints(8)), b.ashr(wide, eight)),
         ):
-            word = b.bitcast(b.and_(weight, self._constant(0x00FF00FF)), _WORDS)
+            word = b.bitcast(b.and_(weight, self._ints(0x00FF00FF)), _WORDS)
             sums = b.add(sums, self._call(name, INTS, [word, number]))
         return sums
 
@@ -165,5 +193,5 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, values)
 
-    def _constant(self, number: int) -> Value:
-        return ir.Constant(INTS, [number] * LANES)
+    def _ints(self, number: int) -> Value:
+        return self.constant(INTS, number)

@@ -45,18 +45,10 @@ def _float_of(_context: Any, _bits: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-def _bits_of(_context: Any, _number: Any) -> Any:
-    def codegen(_target: Any, builder: Any, _signature: Any, values: Sequence[Any]) -> Any:
-        return builder.bitcast(values[0], _I32)
-
-    return types.int32(types.float32), codegen
-
-
 carray: Any = numba.carray  # type: ignore[attr-defined] # numba lists it nowhere
 pointer: Any = intrinsic(_pointer)  # address -> what numba.carray takes
 call: Any = intrinsic(_call)  # address of an ``int f()`` -> its result
 float_of: Any = intrinsic(_float_of)  # the bits of a float32 -> the float32
-bits_of: Any = intrinsic(_bits_of)  # a float32 -> its bits
 
 
 @inline
@@ -75,12 +67,6 @@ def shifted(grid: Grid, rows: int, columns: int) -> Grid:
 def ints(address: int, count: int) -> Any:
     """View memory as int32."""
     return carray(pointer(address), (count,), np.int32)
-
-
-@inline
-def signed_bytes(address: int, count: int) -> Any:
-    """View memory as int8."""
-    return carray(pointer(address), (count,), np.int8)
 
 
 @inline

@@ -8,12 +8,10 @@ import numpy as np
 from worker.model.fused.emitter import GROUP
 from worker.model.fused.jit import inline
 from worker.model.fused.layout import Kind
-from worker.model.fused.memory import bits_of, float_of, floats, ints, signed_bytes
+from worker.model.fused.memory import float_of, floats, ints
+from worker.model.fused.rounding import round_group
 
 _FLOAT: Final = int(Kind.FLOAT)
-# Added to a small number, it leaves the number rounded to an integer in the lowest bits. Rounding
-# by instruction and converting took twice as long.
-_ROUNDER, _ROUNDER_BITS = np.float32(12582912.0), np.int32(0x4B400000)
 
 
 @inline
@@ -84,25 +82,7 @@ def finish(rows: Any, row: int, matrix: Any) -> None:
     scales, minima = floats(rows.scales + place, count), floats(rows.minima + place, count)
     offsets = ints(rows.offsets + place, count)
     for group in range(count):
-        scale, total = _quantise(line + group * GROUP * 4, number + group * GROUP)
+        scale, total = round_group(line + group * GROUP * 4, number + group * GROUP)
         scales[group] = scale
         offsets[group] = -128 * total
         minima[group] = scale * np.float32(total)
-
-
-@inline
-def _quantise(source: int, target: int) -> Any:
-    """Return the scale, and the sum of the bytes."""
-    numbers, bits, out = floats(source, GROUP), ints(source, GROUP), signed_bytes(target, GROUP)
-    # Compared as integers NaN is greater than all, so that it ends in the scale and is not lost.
-    top = np.int32(0)
-    for i in range(GROUP):
-        top = max(top, bits[i] & np.int32(0x7FFFFFFF))
-    largest = float_of(top)
-    inverse = np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
-    total = np.int32(0)
-    for i in range(GROUP):
-        number = bits_of(numbers[i] * inverse + _ROUNDER) - _ROUNDER_BITS
-        out[i] = np.int8(number)
-        total += number
-    return largest / np.float32(127.0), total

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worker.model.fused.jit import inline
-from worker.model.fused.memory import Grid, bits_of, float_of, floats, ints
+from worker.model.fused.memory import Grid, floats, ints
+from worker.model.fused.reductions import greatest_of, sum_of
 from worker.model.fused.rows import exp
 
 # Tokens whose scores are computed before they are weighed; a multiple of PANEL.
 SPAN = 64
 
 _NEVER = np.float32(-1e30)
+_greatest, _sum = greatest_of(SPAN), sum_of(SPAN)
 
 
 class Task(NamedTuple):
@@ -66,19 +68,13 @@ def weigh(state: State, row: int, place: int, left: int, right: int) -> None:
 
     What was summed before shrinks if the maximum grows.
     """
-    scores, bits = floats(place, SPAN), ints(place, SPAN)
+    scores = floats(place, SPAN)
     _fill_around(scores, left, right, _NEVER)
-    # Floats in the order of integers: the compiler makes no vectors of a maximum of floats.
-    key = _ordered(bits_of(state.tops[row]))
-    for i in range(SPAN):
-        key = max(key, _ordered(bits[i]))
-    top = float_of(_ordered(key))
+    top = _greatest(place, state.tops[row])
     for i in range(SPAN):
         scores[i] = exp(scores[i] - top)
     _fill_around(scores, left, right, np.float32(0.0))
-    weight = np.float32(0.0)
-    for i in range(SPAN):
-        weight += scores[i]
+    weight = _sum(place)
     if top != state.tops[row]:
         shrink = exp(state.tops[row] - top)
         state.tops[row] = top
@@ -105,9 +101,3 @@ def put_row(state: State, row: int, target: int, count: int) -> None:
     inverse = np.float32(1.0) / state.weights[row]
     for i in range(count):
         out[i] = total[i] * inverse
-
-
-@inline
-def _ordered(bits: Any) -> Any:
-    """Turn the bits of a float into an integer that is greater if the float is, and back."""
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
