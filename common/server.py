@@ -1,7 +1,7 @@
 """What the Redis or Valkey server itself must be like; in a cluster, every primary."""
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from common.connections import every_server
 from common.errors import StartupFailed
@@ -16,6 +16,8 @@ async def require_login(redis: Redis) -> None:
             f"Redis refuses the login ({error}): check user and password of --redis or "
             "HEADRACE_REDIS"
         ) from None
+    except NoPermissionError:
+        return  # it knows the user; ``require_rights`` tells of all that is missing
 
 
 async def eviction_policy(redis: Redis) -> str | None:

@@ -130,7 +130,9 @@ class Settings(BaseSettings):
         20, ge=0, le=1000, description="at most one append per job in this time"
     )
     poll_s: Seconds = Field(1, description="look for work this often without a bell")
-    worker_drain_s: Seconds = Field(20, description="time for running jobs to finish on SIGTERM")
+    worker_drain_s: Seconds = Field(
+        20, description="time for running jobs to finish on SIGTERM (`up`: 3 at most)"
+    )
     metrics_port: int = Field(0, ge=0, le=65_535, description="worker metrics on loopback, 0 = off")
 
     data_dir: Path = Field(

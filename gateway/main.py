@@ -43,6 +43,7 @@ _log = structlog.get_logger()
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 5  # between two requests
+LOOK_S = 0.5  # between two looks for a Redis that is away
 
 
 def serve(settings: Settings) -> int:
@@ -92,14 +93,20 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
 async def refuse_unfit_redis(redis: Redis, keys: Keys) -> None:
     """Refuse a wrong login, a server that evicts keys, and a user that may not do what we do.
 
-    Where Redis is away, the gateway starts all the same. Raises ``StartupFailed``.
+    Raises ``StartupFailed``, and what tells that Redis is away.
     """
-    try:
-        await require_login(redis)
-        await require_no_eviction(redis)
-        await require_rights(redis, keys)
-    except UNAVAILABLE as error:
-        _log.warning("redis_unchecked", error=str(error))
+    await require_login(redis)
+    await require_no_eviction(redis)
+    await require_rights(redis, keys)
+
+
+async def refuse_unfit_redis_once_there(redis: Redis, keys: Keys) -> None:
+    """Do so as soon as the server answers."""
+    while True:
+        try:
+            return await refuse_unfit_redis(redis, keys)
+        except UNAVAILABLE:
+            await asyncio.sleep(LOOK_S)
 
 
 def is_open_door(settings: Settings) -> bool:
@@ -134,7 +141,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     subscriber = pubsub_client(settings.redis)
     keys = Keys(settings.key_prefix)
     try:
-        await refuse_unfit_redis(redis, keys)
+        try:
+            await refuse_unfit_redis(redis, keys)
+        except UNAVAILABLE as error:
+            _log.warning("redis_unchecked", error=str(error))  # the gateway starts all the same
         await refuse_open_door(settings, ApiKeyStore(redis, keys))
         return await Gateway(settings, redis, subscriber).run(listener)
     finally:
@@ -166,6 +176,7 @@ class Gateway:
             self._streams.run(),
             self._caretaker.run(),
             services.doorkeeper.look(),
+            refuse_unfit_redis_once_there(self._redis, self._keys),
         )
         server = Server(self._config(services), self._streams)
         background.add_done_callback(lambda _: server.stop())

@@ -42,14 +42,21 @@ class OriginGuard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # before the handshake: a 403
             return
-        headers = Headers(scope=scope)
-        detail = (
-            f"A web page of {headers.get('origin', 'no origin')[:100]!r} asked for host "
-            f"{headers.get('host', '')[:100]!r}, which is not this gateway's own; "
-            "allow an origin with HEADRACE_ALLOWED_ORIGINS."
-        )
-        response = problem_response(Request(scope), Problem(403, "foreign-origin", detail))
+        problem = Problem(403, "foreign-origin", _reason(Headers(scope=scope)))
+        response = problem_response(Request(scope), problem)
         await response(scope, receive, send)
+
+
+def _reason(headers: Headers) -> str:
+    host, origin = headers.get("host", "")[:100], headers.get("origin")
+    if origin is None:
+        return (
+            f"This gateway is on a loopback address, not at {host!r}; ask 127.0.0.1 or localhost."
+        )
+    return (
+        f"A web page of {origin[:100]!r} asked for host {host!r}, which is not this gateway's own; "
+        "allow an origin with HEADRACE_ALLOWED_ORIGINS."
+    )
 
 
 def is_loopback_name(host: str) -> bool:

@@ -134,7 +134,9 @@ def revoke(key_id: KeyId, json: Json = False, redis: RedisUrl = "") -> None:
         return await store.revoke(key_id)
 
     if not _with_store(redis, drop):
-        raise HeadraceError(f"there is no key {key_id}; `headrace keys list` shows all")
+        # Not its whole name: it may be the secret, given by mistake.
+        hint = "its ID is the part between the underscores" if "_" in key_id else "misspelt?"
+        raise HeadraceError(f"there is no such key ({hint}); `headrace keys list` shows all IDs")
     if json:
         write_json({"id": key_id, "revoked": True})
     else:

@@ -17,7 +17,7 @@ from common.settings import Settings, load, origins
 from headrace.addresses import masked
 from headrace.ask import print_answer, require_completed, statistics
 from headrace.client import Client
-from headrace.default_gateway import default_url
+from headrace.default_gateway import default_url, usual_data_dir
 from headrace.flags import DemoFlags, StackFlags, given, unpacked
 from headrace.signals import StopSignals
 from headrace.stack import Stack, local_stack
@@ -115,10 +115,19 @@ def _banner(stack: Stack, workers: list[LiveWorker], *, own_server: bool) -> str
         "Try, in another terminal:",
         f"  headrace run{url} {shlex.quote(QUESTION)}",
         f"  headrace ps{url}",
+        *_elsewhere(stack),
         "",
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
+
+
+def _elsewhere(stack: Stack) -> list[str]:
+    """Return how commands find a stack that is not in the usual data directory."""
+    if stack.data_dir.path == usual_data_dir().resolve():
+        return []
+    path = shlex.quote(str(stack.data_dir.path))
+    return ["", "Other commands find this stack after:", f"  export HEADRACE_DATA_DIR={path}"]
 
 
 def _next_steps() -> str:

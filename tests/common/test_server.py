@@ -4,6 +4,8 @@ import pytest
 
 from common.connections import command_client
 from common.errors import StartupFailed
+from common.keys import Keys
+from common.rights import require_rights
 from common.server import eviction_policy, require_login, require_no_eviction
 from tests.support.servers import Server
 
@@ -20,6 +22,20 @@ async def test_a_wrong_password_is_refused(own_server: Server) -> None:
             assert "wrong" not in str(told.value).replace("WRONGPASS", "")
     async with command_client(f"redis://:right@{place}") as client:
         await require_login(client)
+
+
+async def test_a_user_who_may_do_nothing_is_told_what_is_missing(own_server: Server) -> None:
+    """Even ``PING`` is missing; that it is known is enough for the login."""
+    async with command_client(own_server.url) as client:
+        await client.acl_setuser("bob", enabled=True, passwords=["+pw"], commands=["+get"])
+    place = own_server.url.removeprefix("redis://")
+    async with command_client(f"redis://bob:pw@{place}") as client:
+        await require_login(client)
+        assert await eviction_policy(client) is None
+        with pytest.raises(
+            StartupFailed, match=r"Redis refuses this user under hr:\*.*docs/redis.md"
+        ):
+            await require_rights(client, Keys("hr"))
 
 
 async def test_a_server_that_evicts_is_refused(own_server: Server) -> None:

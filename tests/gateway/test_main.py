@@ -45,7 +45,7 @@ async def gateway_process(**settings: str) -> AsyncIterator[tuple[asyncio.subpro
     finally:
         if process.returncode is None:
             process.kill()
-        await process.communicate()
+            await process.communicate()
 
 
 def settings_for(host: str, **others: Any) -> Settings:
@@ -128,6 +128,18 @@ async def test_it_starts_without_redis_and_comes_up_with_it(own_server: Server, 
 
         await eventually(is_up)
         await submit(client)
+
+
+async def test_a_server_that_comes_late_is_looked_at_too(own_server: Server, keys: Keys) -> None:
+    """One that evicts keys ends the gateway that waited for it, as it would have at the start."""
+    await asyncio.to_thread(own_server.stop)
+    settings = {"redis": own_server.url, "key_prefix": keys.prefix}
+    async with gateway_process(**settings) as (process, _):
+        await asyncio.to_thread(own_server.start, "--maxmemory-policy", "allkeys-lru")
+        async with within():
+            _, errors = await process.communicate()
+    assert process.returncode == START_FAILED
+    assert b"allkeys-lru" in errors.splitlines()[-1]
 
 
 @pytest.mark.fault(23)

@@ -105,11 +105,11 @@ class Server:
         """Tell whether its process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Start it; returns when it has read its append-only file and answers."""
+    def start(self, *flags: str) -> None:
+        """Start it, with these flags this time; returns when it has read its file and answers."""
         assert not self.is_running, "it runs already"
         with self._log.open("ab") as log:
-            command = _tethered(self._command)
+            command = _tethered([*self._command, *flags])
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self._wait_ready(self._process)
 

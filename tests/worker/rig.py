@@ -157,9 +157,10 @@ class Rig:
 
     async def bury(self, worker_id: str) -> None:
         """Let a worker's lease be over, and sweep until nothing of it is left."""
-        await self.expire(worker_id)
 
         async def is_buried() -> bool:
+            # Each time: its thread may live and renew it, while a young server is not swept yet.
+            await self.expire(worker_id)
             await self.sweeper.sweep()
             workers = self.backend.keys.model(MODEL).workers
             return await self.redis.zscore(workers, worker_id) is None
