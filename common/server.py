@@ -1,10 +1,35 @@
 """What the Redis or Valkey server itself must be like; in a cluster, every primary."""
 
+import asyncio
+
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
-from common.connections import every_server
+from common.connections import UNAVAILABLE, every_server
 from common.errors import StartupFailed
+from common.keys import Keys
+from common.rights import require_rights
+
+_LOOK_S = 0.5  # between two looks for a server that is away
+
+
+async def require_fit(redis: Redis, keys: Keys) -> None:
+    """Refuse a wrong login, a server that evicts keys, and a user with too few rights.
+
+    Raises ``StartupFailed``, and ``UNAVAILABLE`` where the server is away.
+    """
+    await require_login(redis)
+    await require_no_eviction(redis)
+    await require_rights(redis, keys)
+
+
+async def wait_until_fit(redis: Redis, keys: Keys) -> None:
+    """Return when the server has answered and is fit; raises ``StartupFailed`` where it is not."""
+    while True:
+        try:
+            return await require_fit(redis, keys)
+        except UNAVAILABLE:
+            await asyncio.sleep(_LOOK_S)
 
 
 async def require_login(redis: Redis) -> None:

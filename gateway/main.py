@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
@@ -20,8 +21,7 @@ from common.errors import StartupFailed
 from common.job_store import JobStore
 from common.keys import Keys
 from common.registry import Registry
-from common.rights import require_rights
-from common.server import require_login, require_no_eviction
+from common.server import require_fit, wait_until_fit
 from common.settings import Settings
 from common.telemetry import configure_logging
 from gateway.app import create_app
@@ -43,7 +43,6 @@ _log = structlog.get_logger()
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 5  # between two requests
-LOOK_S = 0.5  # between two looks for a Redis that is away
 
 
 def serve(settings: Settings) -> int:
@@ -90,25 +89,6 @@ async def refuse_open_door(settings: Settings, api_keys: ApiKeyStore) -> None:
         )
 
 
-async def refuse_unfit_redis(redis: Redis, keys: Keys) -> None:
-    """Refuse a wrong login, a server that evicts keys, and a user that may not do what we do.
-
-    Raises ``StartupFailed``, and what tells that Redis is away.
-    """
-    await require_login(redis)
-    await require_no_eviction(redis)
-    await require_rights(redis, keys)
-
-
-async def refuse_unfit_redis_once_there(redis: Redis, keys: Keys) -> None:
-    """Do so as soon as the server answers."""
-    while True:
-        try:
-            return await refuse_unfit_redis(redis, keys)
-        except UNAVAILABLE:
-            await asyncio.sleep(LOOK_S)
-
-
 def is_open_door(settings: Settings) -> bool:
     """Tell whether callers may come in without a key as long as there is none."""
     return settings.insecure or is_loopback_name(settings.host)
@@ -141,15 +121,22 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     subscriber = pubsub_client(settings.redis)
     keys = Keys(settings.key_prefix)
     try:
-        try:
-            await refuse_unfit_redis(redis, keys)
-        except UNAVAILABLE as error:
-            _log.warning("redis_unchecked", error=str(error))  # the gateway starts all the same
+        is_fit = await _is_fit(redis, keys)
         await refuse_open_door(settings, ApiKeyStore(redis, keys))
-        return await Gateway(settings, redis, subscriber).run(listener)
+        return await Gateway(settings, redis, subscriber).run(listener, is_fit=is_fit)
     finally:
         await redis.aclose()
         await subscriber.aclose()
+
+
+async def _is_fit(redis: Redis, keys: Keys) -> bool:
+    """Tell that the server is fit, or away: then the gateway starts all the same."""
+    try:
+        await require_fit(redis, keys)
+    except UNAVAILABLE as error:
+        _log.warning("redis_unchecked", error=str(error))
+        return False
+    return True
 
 
 class Gateway:
@@ -166,18 +153,16 @@ class Gateway:
         doorbell = Doorbell(subscriber, redis, keys.probe(secrets.token_hex(8)))
         self._relay = Relay(self._store, self._registry, doorbell, keys, settings.resync_s)
 
-    async def run(self, listener: socket.socket) -> int:
-        """Serve until a signal; a background task that dies takes the process with it, loudly."""
+    async def run(self, listener: socket.socket, *, is_fit: bool) -> int:
+        """Serve until a signal; a background task that dies takes the process with it, loudly.
+
+        A Redis that was away so far (``is_fit`` is False) is looked at before it is used.
+        """
         # The streams' own clock is faster, and says so.
         cut_stalled_peers(listener, 2 * self._settings.write_timeout_s)
         services = self._services()
-        background = asyncio.gather(
-            self._relay.run(),
-            self._streams.run(),
-            self._caretaker.run(),
-            services.doorkeeper.look(),
-            refuse_unfit_redis_once_there(self._redis, self._keys),
-        )
+        tasks = self._background(services, is_fit=is_fit)
+        background = asyncio.gather(*tasks)
         server = Server(self._config(services), self._streams)
         background.add_done_callback(lambda _: server.stop())
         _log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
@@ -186,9 +171,24 @@ class Gateway:
             if background.done():
                 background.result()
         finally:
-            background.cancel()
-            await asyncio.gather(background, return_exceptions=True)
+            for task in tasks:  # one that has failed stops none of the others
+                task.cancel()
+            await asyncio.gather(background, *tasks, return_exceptions=True)
         return 0
+
+    def _background(self, services: Services, *, is_fit: bool) -> list[asyncio.Task[None]]:
+        async def look() -> None:
+            if not is_fit:
+                await wait_until_fit(self._redis, self._keys)
+
+        async def once_fit(run: Callable[[], Awaitable[None]]) -> None:
+            await asyncio.shield(looking)
+            await run()
+
+        looking = asyncio.create_task(look())
+        users = (self._relay.run, self._caretaker.run, services.doorkeeper.look)
+        streams = asyncio.create_task(self._streams.run())
+        return [looking, streams, *(asyncio.create_task(once_fit(run)) for run in users)]
 
     def _services(self) -> Services:
         secret = SharedSecret(self._redis, self._keys)

@@ -27,36 +27,33 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, or answer 403."""
-        if scope["type"] in ("http", "websocket") and not self._may_enter(Headers(scope=scope)):
-            await self._refuse(scope, receive, send)
+        if scope["type"] in ("http", "websocket") and (why := self._refusal(Headers(scope=scope))):
+            await _refuse(why, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _may_enter(self, headers: Headers) -> bool:
+    def _refusal(self, headers: Headers) -> str:
+        """Return why the request may not enter; nothing where it may."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._loopback_only and not is_loopback_name(urlsplit(f"//{host}").hostname or ""):
-            return False
-        return origin is None or origin in self._allowed or urlsplit(origin).netloc == host
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # before the handshake: a 403
-            return
-        problem = Problem(403, "foreign-origin", _reason(Headers(scope=scope)))
-        response = problem_response(Request(scope), problem)
-        await response(scope, receive, send)
-
-
-def _reason(headers: Headers) -> str:
-    host, origin = headers.get("host", "")[:100], headers.get("origin")
-    if origin is None:
+            return (
+                f"This gateway is on a loopback address, not at {host[:100]!r}; "
+                "ask 127.0.0.1 or localhost."
+            )
+        if origin is None or origin in self._allowed or urlsplit(origin).netloc == host:
+            return ""
         return (
-            f"This gateway is on a loopback address, not at {host!r}; ask 127.0.0.1 or localhost."
+            f"A web page of {origin[:100]!r} asked for host {host[:100]!r}, which is not this "
+            "gateway's own; allow an origin with HEADRACE_ALLOWED_ORIGINS."
         )
-    return (
-        f"A web page of {origin[:100]!r} asked for host {host!r}, which is not this gateway's own; "
-        "allow an origin with HEADRACE_ALLOWED_ORIGINS."
-    )
+
+
+async def _refuse(why: str, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})  # before the handshake: a 403
+        return
+    response = problem_response(Request(scope), Problem(403, "foreign-origin", why))
+    await response(scope, receive, send)
 
 
 def is_loopback_name(host: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from common.connections import UNAVAILABLE, command_client
 from common.errors import StartupFailed
@@ -81,6 +81,8 @@ async def require(url: str) -> None:
     client = command_client(url, max_connections=1)
     try:
         await client.ping()
+    except NoPermissionError:
+        return  # it answers; the gateway says what is missing
     except RedisError as error:
         raise StartupFailed(
             f"no Redis answers at {masked(url)} ({error}); "

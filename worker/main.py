@@ -15,8 +15,7 @@ from common.connections import UNAVAILABLE, command_client, lease_client, pubsub
 from common.errors import EngineFailed, StartupFailed
 from common.keys import Keys
 from common.registry import Heartbeat, WorkerInfo, WorkerState
-from common.rights import require_rights
-from common.server import require_login, require_no_eviction
+from common.server import require_fit
 from common.settings import Settings
 from common.telemetry import configure_logging
 from worker.backend import Backend
@@ -163,9 +162,7 @@ class Worker:
     async def _wait_for_redis(self) -> None:
         while True:
             try:
-                await require_login(self._redis)
-                await require_no_eviction(self._redis)
-                await require_rights(self._redis, self._keys)
+                await require_fit(self._redis, self._keys)
             except UNAVAILABLE as error:
                 self._sweeper.was_away()
                 _log.warning("waiting_for_redis", error=str(error))

@@ -6,7 +6,7 @@ import subprocess
 import msgspec
 import typer
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from common.connections import command_client
 from common.keys import Keys
@@ -64,6 +64,8 @@ async def _redis(server: str, keys: Keys) -> list[Check]:
 async def _reachable(redis: Redis, url: str) -> Check:
     try:
         await redis.ping()
+    except NoPermissionError:
+        pass  # it answers, and the check of the rights names what is missing
     except (RedisError, OSError) as error:
         todo = "start one with `headrace up`, or name yours with --redis"
         return Check("redis", Level.FAIL, f"{masked(url)}: {error}", todo)

@@ -134,9 +134,9 @@ def revoke(key_id: KeyId, json: Json = False, redis: RedisUrl = "") -> None:
         return await store.revoke(key_id)
 
     if not _with_store(redis, drop):
-        # Not its whole name: it may be the secret, given by mistake.
-        hint = "its ID is the part between the underscores" if "_" in key_id else "misspelt?"
-        raise HeadraceError(f"there is no such key ({hint}); `headrace keys list` shows all IDs")
+        if "_" in key_id:  # the key itself, given by mistake: its secret is not to be repeated
+            raise HeadraceError("that is no ID; a key's ID is what `hr_` and the next `_` enclose")
+        raise HeadraceError(f"there is no key {key_id}; `headrace keys list` shows all")
     if json:
         write_json({"id": key_id, "revoked": True})
     else:

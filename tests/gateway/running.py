@@ -79,7 +79,9 @@ async def running_gateway(settings: Settings) -> AsyncIterator[RunningGateway]:
         aclosing(pubsub_client(settings.redis)) as subscriber,
     ):
         with patch.object(main, "Server", ObservedServer):
-            task = asyncio.create_task(ObservedGateway(settings, redis, subscriber).run(listener))
+            task = asyncio.create_task(
+                ObservedGateway(settings, redis, subscriber).run(listener, is_fit=True)
+            )
             async with within():
                 server = await servers.get()
         try:

@@ -27,6 +27,9 @@ from tests.support.waiting import eventually, within
 START_FAILED = 3
 
 
+NO_DOORBELL = ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-subscribe")
+
+
 @asynccontextmanager
 async def gateway_process(**settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run ``headrace gateway`` on a free port; give the process and its URL."""
@@ -130,16 +133,27 @@ async def test_it_starts_without_redis_and_comes_up_with_it(own_server: Server, 
         await submit(client)
 
 
-async def test_a_server_that_comes_late_is_looked_at_too(own_server: Server, keys: Keys) -> None:
-    """One that evicts keys ends the gateway that waited for it, as it would have at the start."""
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--maxmemory-policy", "allkeys-lru"), b"allkeys-lru"),
+        (("--requirepass", "secret"), b"refuses the login"),
+        (NO_DOORBELL, b"refuses this user"),
+    ],
+)
+async def test_a_server_that_comes_late_is_looked_at_too(
+    own_server: Server, keys: Keys, flags: tuple[str, ...], told: bytes
+) -> None:
+    """One that is unfit ends the gateway that waited for it, as it would have at the start."""
     await asyncio.to_thread(own_server.stop)
     settings = {"redis": own_server.url, "key_prefix": keys.prefix}
     async with gateway_process(**settings) as (process, _):
-        await asyncio.to_thread(own_server.start, "--maxmemory-policy", "allkeys-lru")
+        await asyncio.to_thread(own_server.start, *flags)
         async with within():
             _, errors = await process.communicate()
     assert process.returncode == START_FAILED
-    assert b"allkeys-lru" in errors.splitlines()[-1]
+    assert told in errors.splitlines()[-1]
+    assert b"Traceback" not in errors
 
 
 @pytest.mark.fault(23)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from common.topology.server_url import Topology
 from headrace import tether
@@ -169,5 +169,7 @@ def _tethered(command: list[str]) -> list[str]:
 def _answers(client: Redis) -> bool:
     try:
         return bool(client.ping())
+    except AuthenticationError:
+        return True  # it asks for a password
     except RedisError:
         return False
