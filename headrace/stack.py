@@ -22,7 +22,7 @@ from headrace.terminal import Show
 
 POLL_S = 0.1
 _KILL_AFTER_S = 5.0
-_DRAIN_S = 3.0  # a person waits, and a job that is handed over goes on with the next start
+DRAIN_S = 3.0  # a person waits, and a job that is handed over goes on with the next start
 
 
 class Stage(IntEnum):
@@ -135,7 +135,7 @@ def _concrete(settings: Settings) -> Settings:
         update={
             "port": port,
             "data_dir": settings.data_dir.expanduser().resolve(),
-            "worker_drain_s": min(settings.worker_drain_s, _DRAIN_S),
+            "worker_drain_s": min(settings.worker_drain_s, DRAIN_S),
             "threads": settings.threads or _fair_share(settings.workers),
         }
     )

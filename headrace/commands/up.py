@@ -20,7 +20,7 @@ from headrace.client import Client
 from headrace.default_gateway import default_url, usual_data_dir
 from headrace.flags import DemoFlags, StackFlags, given, unpacked
 from headrace.signals import StopSignals
-from headrace.stack import Stack, local_stack
+from headrace.stack import DRAIN_S, Stack, local_stack
 from headrace.terminal import note, progress
 from headrace.views import JobRequest
 
@@ -28,7 +28,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 QUESTION = "Why do rivers meander?"
 _DEMO = JobRequest(messages=(Message("user", QUESTION),), max_tokens=80, temperature=0)
-_STOPPING = "Stopping: jobs that are not done in 3 s go on with the next start"
+_STOPPING = f"Stopping: jobs that are not done in {DRAIN_S:g} s go on with the next start"
 
 
 @app.command()

@@ -19,7 +19,7 @@ from common.registry import LiveWorker, WorkerInfo, WorkerState
 from common.settings import Settings
 from headrace.client import Client
 from headrace.data_dir import running_stack
-from headrace.stack import local_stack, on_this_host
+from headrace.stack import DRAIN_S, local_stack, on_this_host
 from headrace.views import JobRequest
 from tests.support.waiting import eventually, within
 
@@ -86,6 +86,13 @@ def test_another_hosts_worker_is_not_taken_for_a_child() -> None:
 
 
 @pytest.mark.anyio
+def test_the_settings_tell_how_long_a_stack_drains() -> None:
+    """Shorter than other workers do, whatever is set."""
+    told = Settings.model_fields["worker_drain_s"].description
+    assert told is not None
+    assert f"`up`: {DRAIN_S:g} at most" in told
+
+
 async def test_a_worker_that_cannot_start_stops_the_stack(tmp_path: Path) -> None:
     """The worker's own line is the stack's."""
     wrong = settings(tmp_path, engine="local", model="/no/such/model")

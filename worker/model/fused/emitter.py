@@ -1,8 +1,6 @@
 """Vector instructions, for code that Python's loops do not become by themselves."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Final
 
 from llvmlite import ir
@@ -27,7 +25,7 @@ cgutils: Any = numba_cgutils  # numba has types, but not there
 
 @dataclass(frozen=True, slots=True)
 class Emitter:
-    """What the tiles are made of. Addresses are 64-bit integers."""
+    """Single instructions. Addresses are 64-bit integers."""
 
     builder: Any
 
@@ -115,24 +113,18 @@ class Emitter:
             lines = [self.builder.shuffle_vector(*pair, m) for pair in pairs for m in (low, high)]
         return lines
 
-    def fold(self, combine: Callable[[Value, Value], Value], vectors: list[Value]) -> Value:
-        """Combine all lanes of all vectors into one number, always in the same order."""
-        result = reduce(combine, vectors)
-        lanes = LANES
-        while lanes > 1:
-            lanes //= 2
-            turned = ir.Constant(INTS, [(lane + lanes) % LANES for lane in range(LANES)])
-            result = combine(result, self.builder.shuffle_vector(result, result, turned))
-        return self.builder.extract_element(result, I32(0))
-
-    def greatest(self, bits: list[Value]) -> Value:
-        """Return the greatest of all lanes of vectors of integers."""
-        name = f"llvm.smax.v{LANES}i32"
-        return self.fold(lambda a, b: self._call(name, INTS, [a, b]), bits)
-
     def bits(self, numbers: Value) -> Value:
         """Look at floats as integers."""
         return self.builder.bitcast(numbers, INTS)
+
+    def greater(self, a: Value, b: Value) -> Value:
+        """Return the greater of two vectors of integers, lane by lane."""
+        return self._call(f"llvm.smax.v{LANES}i32", INTS, [a, b])
+
+    def turned(self, lanes: Value, distance: int) -> Value:
+        """Return a vector whose every lane is the one so many further."""
+        places = ir.Constant(INTS, [(lane + distance) % LANES for lane in range(LANES)])
+        return self.builder.shuffle_vector(lanes, lanes, places)
 
     def prefetch(self, address: Value, locality: int = 3) -> None:
         """Ask for a cache line that will be read soon; any address is allowed.

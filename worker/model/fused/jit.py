@@ -29,8 +29,9 @@ LANES: Final[int] = 16 if _FEATURES.get("avx512f") else 8
 # Columns that a product computes at a time: two registers of them.
 PANEL: Final[int] = 2 * LANES
 # Rows that a product of floats, or of bytes, computes at a time: as many as stay in registers, of
-# which AVX2 has 16. Bytes have sums of integers and of floats: 6 rows are 24 sums, and 12 chains of
-# dot products hide what each of them waits; 8 rows do not fit (397 GOP/s with 4, 298 with 8).
+# which AVX2 has 16. Bytes have sums of integers and of floats: with 6 rows these are 24, and 12
+# chains of dot products hide what each of them waits for; 8 rows do not fit. The figures are in
+# docs/decisions.md.
 FLOAT_ROWS: Final[int] = 8 if LANES == 16 else 4
 BYTE_ROWS: Final[int] = 6 if LANES == 16 else 2
 # The instruction that multiplies bytes: one for four pairs of bytes, or one for pairs of 16 bits.
