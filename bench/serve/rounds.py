@@ -1,5 +1,6 @@
 """Bare engine, stack and ``vllm serve``: all loaded, one at a time under load."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ Say = Callable[[str], None]
 
 OUT = Path("bench/out/serve")
 STACK = "headrace"
+
+# The stack's disk tier knows the sheets of earlier runs.
+_FIRST_SHEET = time.time_ns() // 1_000_000_000 % 10_000_000 * 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class Rounds:
 
     def _prompts(self, number: int, level: int) -> list[str]:
         place = number * len(self._shape.levels) + self._shape.levels.index(level)
-        return sheet(place, level * self._shape.waves)
+        return sheet(_FIRST_SHEET + place, level * self._shape.waves)
 
     def _load(self, number: int, level: int, prompts: list[str]) -> Load:
         path = OUT / f"prompts-{number}-{level}.jsonl"
