@@ -229,9 +229,9 @@ async def test_a_cancel_while_a_command_is_sent_is_heard(own_server: Server) -> 
 
 async def _cancel_in_mid_reply(proxy: FaultProxy, client: Redis) -> None:
     """Give up on a command when it is sent and its reply is not there yet."""
-    proxy.delay_s = 0.05
+    proxy.swallow()
     waiting = asyncio.ensure_future(client.echo("{1}mine"))
-    await asyncio.sleep(proxy.delay_s)
+    await proxy.holds.wait()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     proxy.heal()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import product
 from unittest.mock import patch
 
 import msgspec
@@ -180,28 +181,18 @@ async def test_a_job_made_anew_is_not_taken_for_the_one_that_was_lost(
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("num_turns", [1, 2, 3, 4, 5])
-async def test_a_client_that_leaves_while_its_new_job_is_attached_leaves_nothing(
-    relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt, num_turns: int
-) -> None:
-    """The attach goes on without it, and what it made is cleared away."""
-    subject = await subject_of(store, attempt.job_id)
-    opening = asyncio.create_task(relay.open_new(subject, open_nowhere))
-    for _ in range(num_turns):
-        await asyncio.sleep(0)
-    opening.cancel()
-    await asyncio.gather(opening, return_exceptions=True)
-    await until_idle(relay)
-    await until_unsubscribed(redis, keys, attempt.job_id)
-
-
-@pytest.mark.fault(29)
-@pytest.mark.parametrize("num_turns", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("way", product(["as new", "as any"], range(1, 6)))
 async def test_a_client_that_leaves_while_it_is_attached_leaves_nothing(
-    relay: Relay, redis: Redis, keys: Keys, attempt: Attempt, num_turns: int
+    relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt, way: tuple[str, int]
 ) -> None:
-    """The attach goes on without it, and what it made is cleared away."""
-    opening = asyncio.create_task(relay.open(TENANT, attempt.job_id, 0, open_nowhere))
+    """The attach goes on without it, to a job just made too, and what it made is cleared away."""
+    door, num_turns = way
+    subject = await subject_of(store, attempt.job_id)
+    opening = asyncio.create_task(
+        relay.open_new(subject, open_nowhere)
+        if door == "as new"
+        else relay.open(TENANT, attempt.job_id, 0, open_nowhere)
+    )
     for _ in range(num_turns):
         await asyncio.sleep(0)
     opening.cancel()

@@ -41,6 +41,7 @@ class FaultProxy:
         self.num_cut = 0
         self._tls = tls
         self._doors: dict[int, int] = {}  # our ports by those behind them
+        self.holds = asyncio.Event()
         self._flows = asyncio.Event()
         self._flows.set()
         self._truncate_at: int | None = None  # of the next reply
@@ -67,7 +68,11 @@ class FaultProxy:
         return server
 
     def swallow(self) -> None:
-        """Let nothing through from now on, in either direction; connections stay open."""
+        """Let nothing through from now on, in either direction; connections stay open.
+
+        ``holds`` tells when there is something that waits.
+        """
+        self.holds.clear()
         self._flows.clear()
 
     def heal(self) -> None:
@@ -154,6 +159,8 @@ class FaultProxy:
         """Return the next bytes when the network lets them through."""
         chunk = await reader.read(_CHUNK)
         await asyncio.sleep(self.delay_s)
+        if not self._flows.is_set():
+            self.holds.set()
         await self._flows.wait()
         return chunk
 
