@@ -181,7 +181,7 @@ async def test_a_job_made_anew_is_not_taken_for_the_one_that_was_lost(
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("way", product(["as new", "as any"], range(1, 6)))
+@pytest.mark.parametrize("way", [*product(["as new", "as any"], range(1, 6))])
 async def test_a_client_that_leaves_while_it_is_attached_leaves_nothing(
     relay: Relay, store: JobStore, redis: Redis, keys: Keys, attempt: Attempt, way: tuple[str, int]
 ) -> None:
