@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from bench.sse import EventConnection, Refused, connected
 from common.events import Completed, Event, Started, Tokens, is_terminal
 from common.settings import Settings, load
 from headrace.client import Client
@@ -57,6 +58,7 @@ class BenchStack:
         self.settings = settings
         self.http = http
         self._client = client
+        self._idle: list[EventConnection] = []
 
     @property
     def url(self) -> str:
@@ -69,28 +71,24 @@ class BenchStack:
         An API key is needed once there is one.
         """
         body = msgspec.json.encode({"temperature": 0, "ignore_eos": True, "stream": True} | payload)
-        began = time.perf_counter()
-        first_s, text, ids, cache = 0.0, "", list[int](), ""
-        ran: Ran | None = None
         headers = {"Content-Type": "application/json"} | bearer(key)
-        async with self.http.stream("POST", "/v1/jobs", content=body, headers=headers) as answer:
-            if not answer.is_success:
-                raise JobFailed((await answer.aread()).decode())
-            async for line in answer.aiter_lines():
-                if not line.startswith("data:"):
-                    continue
-                event = _decoder.decode(line[5:])
-                if isinstance(event, Started):
-                    cache = event.cache
-                if isinstance(event, Tokens) and not event.echo:
-                    first_s = first_s or time.perf_counter() - began
-                    text, ids = text + event.text, [*ids, *event.ids]
-                if is_terminal(event):
-                    total_s = time.perf_counter() - began
-                    ran = Ran(text, tuple(ids), first_s, total_s, _completed(event), cache)
-        if ran is None:
-            raise JobFailed("the stream ended before the job")
-        return ran  # the answer was read to its end: its connection serves the next job
+        reading = _Reading()
+        connection = self._idle.pop() if self._idle else await self._connect()
+        try:
+            await connection.post("/v1/jobs", headers, body, reading.take)
+        except Refused as refusal:
+            raise JobFailed(str(refusal)) from None
+        self._idle.append(connection)
+        return reading.ran()
+
+    def close(self) -> None:
+        """Close the connections that wait for the next job."""
+        for connection in self._idle:
+            connection.close()
+
+    async def _connect(self) -> EventConnection:
+        url = self.http.base_url
+        return await connected(url.host, url.port or 80)
 
     async def workers(self) -> dict[str, int]:
         """Return the live workers and their processes."""
@@ -105,6 +103,37 @@ class BenchStack:
     async def signal_worker(self, worker_id: str, number: signal.Signals) -> None:
         """Send a signal to a worker; the supervisor starts it again when it ends."""
         os.kill((await self.workers())[worker_id], number)
+
+
+class _Reading:
+    """What has been read of a job."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._first_s = self._total_s = 0.0
+        self._cache = ""
+        self._tokens: list[Tokens] = []
+        self._end: Event | None = None
+
+    def take(self, data: bytes) -> None:
+        """Read an event."""
+        event = _decoder.decode(data)
+        match event:
+            case Started(cache=cache):
+                self._cache = cache
+            case Tokens(echo=False):
+                self._first_s = self._first_s or time.perf_counter() - self._began
+                self._tokens.append(event)
+        if is_terminal(event):
+            self._total_s, self._end = time.perf_counter() - self._began, event
+
+    def ran(self) -> Ran:
+        """Return the whole; raises ``JobFailed`` where it is none."""
+        if self._end is None:
+            raise JobFailed("the stream ended before the job")
+        text = "".join(tokens.text for tokens in self._tokens)
+        ids = tuple(id_ for tokens in self._tokens for id_ in tokens.ids)
+        return Ran(text, ids, self._first_s, self._total_s, _completed(self._end), self._cache)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -132,7 +161,9 @@ async def running_stack(settings: dict[str, Any]) -> AsyncIterator[BenchStack]:
                 ) as http,
                 Client(stack.url) as client,
             ):
-                yield BenchStack(stack.settings, http, client)
+                under_test = BenchStack(stack.settings, http, client)
+                yield under_test
+                under_test.close()
 
 
 def _ignore(_line: str) -> None:

@@ -4,6 +4,7 @@ import enum
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -123,12 +124,24 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Events of one job to append under its epoch, the first with number ``n``."""
+    """Events of one job to append under its epoch, the first with number ``n``.
+
+    The terminal event, where there is one, comes behind them.
+    """
 
     job_id: str
     epoch: int
     n: int
     payloads: tuple[bytes, ...]
+    end: Ended | None = None
+    retention_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    script: Script
+    keys: list[str]
+    args: list[Argument]
 
 
 class JobStore:
@@ -191,26 +204,37 @@ class JobStore:
         return outcome, int(reply[1]), int(reply[2]) / 1000
 
     async def append(self, appends: Sequence[Append]) -> list[tuple[Outcome, int]]:
-        """Append the events of many jobs in one round trip; returns (outcome, log's next) each."""
+        """Append the events of many jobs in one round trip; returns (outcome, log's next) each.
+
+        The outcome of one with an end is that of ``finish``.
+        """
+        calls = [self._append_calls(item) for item in appends]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for item in appends:
-                keys, args = self._append_call(item)
-                _APPEND.add_to(pipeline, keys, args)
-            replies = await pipeline.execute(raise_on_error=False)
-        return [
-            await self._append_answer(item, reply)
-            for item, reply in zip(appends, replies, strict=True)
-        ]
+            for call in chain.from_iterable(calls):
+                call.script.add_to(pipeline, call.keys, call.args)
+            replies = iter(await pipeline.execute(raise_on_error=False))
+        answers = [[(call, next(replies)) for call in some] for some in calls]
+        return [await self._append_answer(some) for some in answers]
 
-    def _append_call(self, item: Append) -> tuple[list[str], list[Any]]:
+    def _append_calls(self, item: Append) -> list[_Call]:
         keys = self._keys.job(item.job_id)
-        return [keys.record, keys.log], [keys.live, item.epoch, item.n, *item.payloads]
+        names = [keys.record, keys.log]
+        calls: list[_Call] = []
+        if item.payloads or item.end is None:
+            calls.append(_Call(_APPEND, names, [keys.live, item.epoch, item.n, *item.payloads]))
+        if item.end is not None:
+            position = (item.epoch, item.n + len(item.payloads))
+            calls.append(self._finish_call(item.job_id, position, item.end, item.retention_ms))
+        return calls
 
-    async def _append_answer(self, item: Append, reply: Any) -> tuple[Outcome, int]:
-        if isinstance(reply, NoScriptError):
-            reply = await _APPEND.run(self._redis, *self._append_call(item))
-        if isinstance(reply, Exception):
-            raise reply
+    async def _append_answer(self, answers: Iterable[tuple[_Call, Any]]) -> tuple[Outcome, int]:
+        """Return what the last script of a job says: an end after a gap is one, too."""
+        for call, answer in answers:
+            reply = answer
+            if isinstance(reply, NoScriptError):
+                reply = await call.script.run(self._redis, call.keys, call.args)
+            if isinstance(reply, Exception):
+                raise reply
         return Outcome(reply[0].decode()), int(reply[1])
 
     async def finish(
@@ -220,12 +244,17 @@ class JobStore:
 
         ``STALE``: the log is longer than the caller knew. ``CLOSED``: the job has its end already.
         """
-        keys = self._keys.job(job_id)
-        epoch, n = position
-        state = STATE_OF_END[type(end)]
-        args: list[Argument] = [keys.live, epoch, n, state, retention_ms, encode_event(end)]
-        reply = await _FINISH.run(self._redis, [keys.record, keys.log], args)
+        call = self._finish_call(job_id, position, end, retention_ms)
+        reply = await call.script.run(self._redis, call.keys, call.args)
         return Outcome(reply[0].decode()), int(reply[1])
+
+    def _finish_call(
+        self, job_id: str, position: tuple[int, int], end: Ended, retention_ms: int
+    ) -> _Call:
+        keys = self._keys.job(job_id)
+        state = STATE_OF_END[type(end)]
+        args: list[Argument] = [keys.live, *position, state, retention_ms, encode_event(end)]
+        return _Call(_FINISH, [keys.record, keys.log], args)
 
     async def reach_disk(self, job_id: str, timeout_s: float) -> bool:
         """Return whether the job, and all that was written before, is in the append-only file.

@@ -19,7 +19,7 @@ from common.registry import Heartbeat, WorkerInfo
 _log = structlog.get_logger()
 
 BEATS_PER_LEASE = 4
-MIN_BEAT_S = 0.1
+MIN_BEAT_S = 0.25
 
 
 class Lease:

@@ -30,6 +30,8 @@ from worker.sweeper import Sweeper
 
 _log = structlog.get_logger()
 
+_VERSION = version("headrace")  # looked up once: it reads files
+
 WAIT_S = 1.0
 
 
@@ -213,7 +215,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             model=self._model,
-            version=version("headrace"),
+            version=_VERSION,
             engine=self._settings.engine,
             device=info.device if info else "",
             dtype=info.dtype if info else "",

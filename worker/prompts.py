@@ -50,15 +50,19 @@ def end_unbuildable(record: JobRecord, error: ErrorInfo) -> Choose:
     return choose
 
 
+def has_to_commit(log: AttemptLog) -> bool:
+    """Tell whether the attempt has completed, and left a sequence that is not stored yet."""
+    is_done = isinstance(log.end, Completed) and not log.end.prompt_version
+    return is_done and bool(log.sequence and log.grant.snapshot.record.spec.prompt_id)
+
+
 async def commit(prompts: PromptIndex, log: AttemptLog, engine: Engine) -> None:
     """Store the sequence of a completed attempt, and put its version into the attempt's end.
 
     Nothing happens where there is no sequence, or where it was done. Safe to repeat.
     """
     record, end = log.grant.snapshot.record, log.end
-    if not log.sequence or not record.spec.prompt_id or not isinstance(end, Completed):
-        return
-    if end.prompt_version:
+    if not has_to_commit(log) or not record.spec.prompt_id or not isinstance(end, Completed):
         return
     sequence = Commit(
         job=record.id,

@@ -6,19 +6,20 @@ when Redis comes back with less, the answer ``GAP`` says from where to send agai
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
 import structlog
 
 from common.connections import UNAVAILABLE
+from common.events import Ended
 from common.job_store import LOST, Append, Outcome
 from worker.attempt import AttemptLog
 from worker.backend import RETRY_S, Backend
 from worker.engine.protocol import UNRESUMABLE, Engine, Output, Refused
 from worker.lease import Lease
 from worker.metrics import Metrics
-from worker.prompts import commit
+from worker.prompts import commit, has_to_commit
 from worker.together import together
 
 _log = structlog.get_logger()
@@ -109,17 +110,16 @@ class Publisher:
                 await asyncio.sleep(RETRY_S)
 
     async def flush(self, logs: Iterable[AttemptLog]) -> None:
-        """Append what these attempts have, then write the ends of those that are done."""
-        batch = list(logs)
+        """Append what these attempts have, with the ends of those that are done."""
+        batch = [(log, _append(log)) for log in logs]
         if not batch:
             return
-        appends = [
-            Append(log.job_id, log.grant.epoch, log.confirmed, log.unsent()) for log in batch
+        answers = await self._store.append([append for _, append in batch])
+        rest = [
+            self._settle(log, append, outcome, next_n)
+            for (log, append), (outcome, next_n) in zip(batch, answers, strict=True)
         ]
-        outcomes = await self._store.append(appends)
-        for log, (outcome, next_n) in zip(batch, outcomes, strict=True):
-            await self._settle(log, outcome, next_n)
-        await together(self._end(log) for log in batch if log.end is not None)
+        await together(step for step in rest if step is not None)
 
     async def _wait_for_work(self) -> None:
         """Return when something is to be sent: in the rhythm of the interval, or at once."""
@@ -145,12 +145,16 @@ class Publisher:
             if log.job_id in self._dirty or log.appended_at < silent
         ]
 
-    async def _settle(self, log: AttemptLog, outcome: Outcome, next_n: int) -> None:
+    def _settle(
+        self, log: AttemptLog, append: Append, outcome: Outcome, next_n: int
+    ) -> Coroutine[None, None, None] | None:
+        """Take note of what Redis says; returns what is still to be done, if anything."""
         if self.attempts.get(log.job_id) is not log:
-            return
-        if outcome in LOST:
-            await self._lose(log, outcome)
-            return
+            return None
+        if outcome in LOST or outcome is Outcome.STALE:
+            return self._lose(log, outcome)
+        if append.end is not None and outcome is Outcome.OK:
+            return self._close(log, append.end)
         log.confirm(next_n)
         if log.is_sent and log.end is None:
             self._dirty.discard(log.job_id)
@@ -159,6 +163,7 @@ class Publisher:
         if outcome in (Outcome.CANCEL, Outcome.EXPIRED):
             log.expire |= outcome is Outcome.EXPIRED
             self._engine.cancel(log.request.id)
+        return self._commit(log) if log.is_sent and has_to_commit(log) else None
 
     async def _lose(self, log: AttemptLog, outcome: Outcome) -> None:
         """Stop an attempt whose job has its end already, is gone, or belongs to another one."""
@@ -169,23 +174,17 @@ class Publisher:
             self._holder.doubt_entries()
         self._drop(log)
 
-    async def _end(self, log: AttemptLog) -> None:
-        if log.end is None or not log.is_sent or self.attempts.get(log.job_id) is not log:
-            return
+    async def _commit(self, log: AttemptLog) -> None:
+        """Store the sequence; the end tells its version, and so has to wait for it."""
         await commit(self._prompts, log, self._engine)
-        grant = log.grant
-        position = (grant.epoch, log.confirmed)
-        retention_ms = grant.snapshot.record.retention_ms
-        outcome, next_n = await self._store.finish(log.job_id, position, log.end, retention_ms)
-        if outcome is Outcome.GAP:
-            log.confirm(next_n)
-        elif outcome is Outcome.OK:
-            self.metrics.observe(log.end)
-            _log.info("job_ended", job=log.job_id, end=log.end.kind)
-            await self._lanes.release(grant.worker_id, grant.claim)
-            self._forget(log)
-        else:
-            await self._lose(log, outcome)
+        self._urgent.set()
+
+    async def _close(self, log: AttemptLog, end: Ended) -> None:
+        """Give the lane entry back: the job has its end."""
+        self.metrics.observe(end)
+        _log.info("job_ended", job=log.job_id, end=end.kind)
+        await self._lanes.release(log.grant.worker_id, log.grant.claim)
+        self._forget(log)
 
     def _drop(self, log: AttemptLog) -> None:
         self._engine.cancel(log.request.id)
@@ -196,3 +195,12 @@ class Publisher:
             del self.attempts[log.job_id]
         self._dirty.discard(log.job_id)
         self._holder.slot_freed()
+
+
+def _append(log: AttemptLog) -> Append:
+    """Return what Redis lacks of an attempt; what is to be committed first keeps its end."""
+    n, payloads = log.confirmed, log.unsent()
+    if log.end is None or has_to_commit(log):
+        return Append(log.job_id, log.grant.epoch, n, payloads)
+    retention_ms = log.grant.snapshot.record.retention_ms
+    return Append(log.job_id, log.grant.epoch, n, payloads, log.end, retention_ms)

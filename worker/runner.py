@@ -57,6 +57,7 @@ class Runner:
         self._risky = ""  # the last job that was let start though it may cost this worker's life
         self._later: list[tuple[Claim, str]] = []  # such jobs, with their holder, that wait for it
         self._rang = False  # the bell rang since the last claim: other workers heard it too
+        self._may_wait = True  # jobs may wait that the last claim left, and no bell tells of
         self._twice: set[str] = set()  # held under a second lane entry too
         self._has_doubts = False  # an entry may be held for a job that is not run
         self._not_claiming = asyncio.Event()
@@ -100,8 +101,9 @@ class Runner:
         self.work.set()
 
     def slot_freed(self) -> None:
-        """Look for work now: there is room for it."""
-        self.work.set()
+        """Look for work now, where some may wait for this room."""
+        if self._may_wait or self._later or self._has_doubts or self._twice or self.draining:
+            self.work.set()
         if not self.num_held:
             self._lease.renew_now()  # idle from now on
 
@@ -187,11 +189,12 @@ class Runner:
         self._rang = False
 
     async def _claim(self, holder: str, free: int) -> list[Claim]:
+        self._may_wait = True
         if free < 1:
             return []
         try:
             await self._reconcile(holder)
-            return await self._backend.lanes.claim(holder, free)
+            claims = await self._backend.lanes.claim(holder, free)
         except LeaseLapsed:
             return []  # not joined yet, or swept: the lease says which
         except UNAVAILABLE as error:
@@ -200,6 +203,8 @@ class Runner:
             _log.warning("claim_failed", error=str(error))
             await asyncio.sleep(RETRY_S)
             return []
+        self._may_wait = len(claims) >= free
+        return claims
 
     async def _reconcile(self, holder: str) -> None:
         """Give back entries that this worker holds for jobs that it does not run."""

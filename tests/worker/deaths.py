@@ -1,6 +1,7 @@
 """Workers that die with a job in their hands, and those that come after them."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from tests.worker.rig import Rig, hold_at
@@ -22,13 +23,18 @@ async def succeed(rig: Rig, dead: Rig) -> Rig:
     return rig
 
 
-def hang_at(target: object, method: str) -> asyncio.Event:
+def hang_at(
+    target: object, method: str, when: Callable[..., bool] = lambda *_args: True
+) -> asyncio.Event:
     """Let a method never return: there its caller can be killed once the event is set."""
     is_reached = asyncio.Event()
+    original = getattr(target, method)
 
-    async def hang(*_args: object) -> None:
+    async def hang(*args: object) -> object:
+        if not when(*args):
+            return await original(*args)
         is_reached.set()
-        await asyncio.Event().wait()
+        return await asyncio.Event().wait()
 
     setattr(target, method, hang)
     return is_reached

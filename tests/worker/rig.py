@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.connections import command_client, lease_client, pubsub_client
 from common.events import Accepted, Ended, Event, Tokens, decode_event, is_terminal
+from common.job_store import Append
 from common.jobs import JobSpec
 from common.keys import Keys
 from common.lanes import Affinity
@@ -274,14 +275,21 @@ async def answer_to(backend: Backend, job_id: str) -> str:
     return (await undisturbed(record.spec)).text
 
 
-def lose_reply(target: object, method: str, times: int = 1) -> list[Any]:
+def has_end(appends: Sequence[Append]) -> bool:
+    """Tell whether this append ends a job."""
+    return any(append.end for append in appends)
+
+
+def lose_reply(
+    target: object, method: str, times: int = 1, when: Callable[..., bool] | None = None
+) -> list[Any]:
     """Let a method do its work and then lose its answer; returns the list of what was lost."""
     original: Callable[..., Coroutine[None, None, Any]] = getattr(target, method)
     lost: list[Any] = []
 
     async def lossy(*args: Any, **kwargs: Any) -> Any:
         answer = await original(*args, **kwargs)
-        if len(lost) < times:
+        if len(lost) < times and (when is None or when(*args, **kwargs)):
             lost.append(answer)
             raise RedisConnectionError("the reply is lost")
         return answer

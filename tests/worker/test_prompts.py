@@ -1,12 +1,13 @@
 """Prompt IDs in a worker: what a job builds on, what it leaves behind, and who gets the next."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from common.events import Completed
-from common.job_store import Outcome
+from common.job_store import Append, Outcome
 from common.jobs import JobSpec
 from common.keys import Keys
 from common.prompts import Commit, PromptIndex, StoredPrompt
@@ -20,6 +21,7 @@ from tests.worker.rig import (
     at_rest,
     end_of,
     events_of,
+    has_end,
     ids_of,
     kinds_of,
     lose_reply,
@@ -225,14 +227,16 @@ async def test_a_take_over_does_not_check_the_version_again(
     assert (await end_of(backend, job_id)).kind == "completed"
 
 
-@pytest.mark.parametrize("lost", ["commit", "finish"])
+@pytest.mark.parametrize("lost", ["commit", "end"])
 async def test_a_lost_reply_makes_no_second_version(
     lost: str, make_rig: MakeRig, backend: Backend
 ) -> None:
     """The end says the version that is stored."""
     rig = make_rig()
-    target = rig.backend.prompts if lost == "commit" else rig.backend.store
-    replies = lose_reply(target, lost)
+    if lost == "commit":
+        replies = lose_reply(rig.backend.prompts, "commit")
+    else:
+        replies = lose_reply(rig.backend.store, "append", when=has_end)
     await rig.start()
     end = await run(backend, prompt=FIRST)
     assert len(replies) == 1
@@ -245,7 +249,7 @@ async def test_killed_between_commit_and_end_there_is_one_version(
 ) -> None:
     """The next worker commits the same job again, as the holder."""
     dead = make_rig()
-    is_committed = hang_at(dead.backend.store, "finish")
+    is_committed = hang_at(dead.backend.store, "append", has_end)
     await dead.start()
     job_id = await submit(backend, prompt=FIRST, prompt_id=CHAT, max_tokens=20)
     async with within():
@@ -261,14 +265,16 @@ async def test_killed_between_commit_and_end_there_is_one_version(
 async def test_what_a_server_lost_is_stored_again(make_rig: MakeRig, backend: Backend) -> None:
     """A log that lost its tail may have lost the sequence too: both are sent again."""
     rig = make_rig()
-    finish = rig.backend.store.finish
+    append = rig.backend.store.append
 
-    async def lose(*args: Any) -> tuple[Outcome, int]:
-        rig.backend.store.finish = finish  # type: ignore[method-assign]
+    async def lose(appends: Sequence[Append]) -> list[tuple[Outcome, int]]:
+        if not has_end(appends):
+            return await append(appends)
+        rig.backend.store.append = append  # type: ignore[method-assign]
         assert await backend.prompts.forget(TENANT, CHAT)
-        return Outcome.GAP, 1
+        return [(Outcome.GAP, 1)]
 
-    rig.backend.store.finish = lose  # type: ignore[method-assign,assignment]
+    rig.backend.store.append = lose  # type: ignore[method-assign,assignment]
     await rig.start()
     end = await run(backend, prompt=FIRST)
     assert end.prompt_version == (await stored(backend)).version == 1

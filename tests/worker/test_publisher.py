@@ -23,6 +23,7 @@ from tests.worker.rig import (
     at_rest,
     end_of,
     events_of,
+    has_end,
     hold_at,
     ids_of,
     kinds_of,
@@ -133,17 +134,20 @@ async def test_many_ends_are_written_at_once(make_rig: MakeRig, backend: Backend
     """The ends of one flush do not wait for each other: nobody else's tokens wait for them all."""
     rig = make_rig(engine=CutEngine(0, capacity=100))
     logs = await hold_many(rig, backend, 100)
-    finish, is_met = rig.backend.store.finish, asyncio.Barrier(len(logs))
+    noted = record_appends(rig)
+    release, is_met = rig.backend.lanes.release, asyncio.Barrier(len(logs))
 
-    async def meet(*args: Any) -> object:
+    async def meet(*args: Any) -> bool:
         await is_met.wait()
-        return await finish(*args)
+        return await release(*args)
 
-    rig.backend.store.finish = meet  # type: ignore[method-assign,assignment]
+    rig.backend.lanes.release = meet  # type: ignore[method-assign,assignment]
     for log in logs:
         say(rig, log.job_id, Finished(FinishReason.STOP))
     async with within():
         await rig.publisher.flush(logs)
+    [ends] = noted
+    assert all(append.end for append in ends)
     for log in logs:
         assert (await end_of(backend, log.job_id)).kind == "completed"
     assert rig.runner.num_held == 0
@@ -155,7 +159,7 @@ async def test_an_end_that_fails_holds_up_no_other(make_rig: MakeRig, backend: B
     """The others are written and released; what failed is known, and done by the next flush."""
     rig = make_rig(engine=CutEngine(0))
     logs = await hold_many(rig, backend, 8)
-    lose_reply(rig.backend.store, "finish")
+    lose_reply(rig.backend.lanes, "release")
     for log in logs:
         say(rig, log.job_id, Finished(FinishReason.STOP))
     with pytest.raises(RedisConnectionError):
@@ -303,14 +307,17 @@ async def test_a_job_that_is_gone_is_released(
 
 
 @pytest.mark.fault(14)
-@pytest.mark.parametrize("method", ["append", "finish", "release"])
+@pytest.mark.parametrize("what", ["append", "end", "release"])
 async def test_a_lost_reply_neither_loses_nor_repeats(
-    method: str, make_rig: MakeRig, backend: Backend
+    what: str, make_rig: MakeRig, backend: Backend
 ) -> None:
     """The work was done and the answer did not come: it is asked again, and done once."""
     rig = await make_rig().start()
-    target = rig.backend.lanes if method == "release" else rig.backend.store
-    lost = lose_reply(target, method, times=2)
+    if what == "release":
+        lost = lose_reply(rig.backend.lanes, "release", times=2)
+    else:
+        when = has_end if what == "end" else None
+        lost = lose_reply(rig.backend.store, "append", times=2, when=when)
     job_id = await submit(backend, max_tokens=64)
     assert (await end_of(backend, job_id)).usage.completion_tokens == 64
     assert text_of(await events_of(backend, job_id)) == await answer_to(backend, job_id)

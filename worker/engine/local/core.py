@@ -126,7 +126,7 @@ class EngineCore:
         sequence.ids.append(token_id)
         sequence.sampler.push(token_id)
         if sequence.is_over:
-            self.scheduler.remove(sequence.id)
+            self.scheduler.end(sequence.id)
         return [*made, (sequence.id, Token(token_id, sampled.logprobs[number]))]
 
     def _prefilled(self, sequence: Sequence) -> Prefilled:

@@ -52,15 +52,23 @@ class Prepared:
     echo: Delta | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request's prompt in token IDs, behind ``base``; ``chain`` names its blocks (``Table``)."""
+
+    base: tuple[int, ...]
+    ids: list[int]
+    chain: list[bytes]
+
+
 class Intake:
     """Tokenises and validates requests. Its methods may run on several threads at once."""
 
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
-        # Prompts that were tokenised for ``table`` and will be asked for again, by job; a prompt
-        # is that of the base that it was made from.
-        self._remembered: OrderedDict[str, tuple[tuple[int, ...], list[int]]] = OrderedDict()
+        # Made for ``table``, and asked for again by ``prepare``; by job.
+        self._remembered: OrderedDict[str, _Prompt] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, request: Request, order: int) -> Prepared | Refused:
@@ -72,49 +80,49 @@ class Intake:
         if refusal is not None:
             return refusal
         try:
-            prompt_ids = self._encode(request)
+            prompt = self._prompt(request)
         except TemplateError as error:
             return Refused("messages-refused", f"The model's chat template says: {error}")
-        refusal = self._refuse_ids(request, prompt_ids)
+        refusal = self._refuse_ids(request, prompt.ids)
         if refusal is not None:
             return refusal
         spec, emitted = request.spec, request.emitted
         try:
             answers = Answers(spec, self._tokenizer.step, self._limits.eos_ids, emitted)
-            echo = rest_of_echo(spec, self._prompt_text(spec, prompt_ids), emitted)
+            echo = rest_of_echo(spec, self._prompt_text(spec, prompt.ids), emitted)
         except TakeoverMismatch as error:
             return Refused(UNRESUMABLE, str(error))
-        sequences = self._sequences(request, order, prompt_ids, answers)
-        return Prepared(tuple(prompt_ids), sequences, answers, echo)
+        sequences = self._sequences(request, order, prompt, answers)
+        return Prepared(tuple(prompt.ids), sequences, answers, echo)
 
     def table(self, request: Request) -> tuple[Table, list[int]]:
         """Return the names of the prompt's blocks, and its IDs with what was emitted after them.
 
         Raises whatever ``prepare`` would answer with a refusal.
         """
-        ids = [*self._encode(request, remember=True), *request.emitted[0].ids]
-        return self._table(request.tenant, ids), ids
+        prompt = self._prompt(request)
+        with self._lock:
+            self._remembered[_job_id(request)] = prompt
+            while len(self._remembered) > _MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return Table([*prompt.chain]), [*prompt.ids, *request.emitted[0].ids]
 
     def table_of(self, tenant: str, ids: Iterable[int]) -> Table:
         """Return the names of a stored sequence's blocks."""
-        return self._table(tenant, list(ids))
+        return Table(self._chain(tenant, list(ids)))
 
-    def _encode(self, request: Request, *, remember: bool = False) -> list[int]:
-        job_id = request.id.partition(":")[0]
+    def _prompt(self, request: Request) -> _Prompt:
+        """Return the prompt; the one that was remembered serves once."""
         with self._lock:
-            base, ids = self._remembered.pop(job_id, ((), []))
-        if not ids or base != request.base:
-            ids = self._tokenizer.encode(request.spec, request.base)
-        if remember:
-            with self._lock:
-                self._remembered[job_id] = request.base, ids
-                while len(self._remembered) > _MAX_REMEMBERED:
-                    self._remembered.popitem(last=False)
-        return ids
+            known = self._remembered.pop(_job_id(request), None)
+        if known is not None and known.base == request.base:
+            return known
+        ids = self._tokenizer.encode(request.spec, request.base)
+        return _Prompt(request.base, ids, self._chain(request.tenant, ids))
 
-    def _table(self, tenant: str, ids: list[int]) -> Table:
+    def _chain(self, tenant: str, ids: list[int]) -> list[bytes]:
         first = self._root(tenant)
-        return Table([first, *keys_of(first, ids, self._limits.block_tokens)])
+        return [first, *keys_of(first, ids, self._limits.block_tokens)]
 
     def _root(self, tenant: str) -> BlockKey:
         limits = self._limits
@@ -126,37 +134,34 @@ class Intake:
         return spec.prompt if spec.prompt is not None else self._tokenizer.decode(prompt_ids)
 
     def _sequences(
-        self, request: Request, order: int, prompt_ids: list[int], answers: Answers
+        self, request: Request, order: int, prompt: _Prompt, answers: Answers
     ) -> tuple[Sequence, ...]:
         made: list[Sequence] = []
         for answer in answers.unended:
-            sequence = self._sequence(request, order, prompt_ids, answer.choice)
+            sequence = self._sequence(request, order, prompt, answer.choice)
             if made:
                 sequence.leader = made[0]
                 made[0].has_followers = True
             made.append(sequence)
         return tuple(made)
 
-    def _sequence(
-        self, request: Request, order: int, prompt_ids: list[int], choice: int
-    ) -> Sequence:
+    def _sequence(self, request: Request, order: int, prompt: _Prompt, choice: int) -> Sequence:
         spec = request.spec
         emitted_ids = request.emitted[choice].ids
         stop_ids = frozenset(spec.stop_token_ids)
         end_ids = stop_ids if spec.ignore_eos else stop_ids | self._limits.eos_ids
-        ids = [*prompt_ids, *emitted_ids]
         return Sequence(
             id=f"{request.id}#{choice}",
             order=order,
             rank=_RANKS[spec.priority],
-            ids=ids,
-            prompt_len=len(prompt_ids),
+            ids=[*prompt.ids, *emitted_ids],
+            prompt_len=len(prompt.ids),
             max_tokens=spec.max_tokens,
             end_ids=end_ids,
             min_tokens=spec.min_tokens,
             sampler=SamplerState(
                 spec.sampling,
-                prompt_ids=prompt_ids,
+                prompt_ids=prompt.ids,
                 generated_ids=emitted_ids,
                 vocab_len=self._limits.vocab_len,
                 banned_before_min=end_ids,
@@ -164,7 +169,7 @@ class Intake:
                 num_logprobs=spec.logprobs,
                 choice=choice,
             ),
-            table=self._table(request.tenant, ids),
+            table=Table([*prompt.chain]),
             is_kept=spec.prompt_id is not None,
             wants_prompt_logprobs=spec.echo and spec.logprobs is not None and choice == 0,
         )
@@ -220,3 +225,8 @@ class Intake:
             )
             return Refused("token-unknown", detail)
         return None
+
+
+def _job_id(request: Request) -> str:
+    """Return the job of a request: its attempts and probes have names of their own."""
+    return request.id.partition(":")[0]

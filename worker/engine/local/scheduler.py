@@ -46,6 +46,8 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._waiting: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
+        # Out of the running ones, with blocks to give back.
+        self._ended: list[Sequence] = []
         # Who could not be admitted, and how many blocks nobody had been promised then: as long as
         # that is so, there is no use in trying again.
         self._refused: tuple[str, int] | None = None
@@ -71,6 +73,18 @@ class Scheduler:
         """Let a sequence wait for a slot."""
         self._waiting[sequence.id] = sequence
 
+    def end(self, sequence_id: str) -> None:
+        """Let a running sequence take part in no step any more; ``tidy`` gives its blocks back."""
+        sequence = self._running.pop(sequence_id)
+        sequence.is_gone = True
+        self._ended.append(sequence)
+
+    def tidy(self) -> None:
+        """Give back the blocks of those that have ended; ``plan`` does so by itself."""
+        for sequence in self._ended:
+            self._close(sequence, keep=True)
+        self._ended.clear()
+
     def remove(self, sequence_id: str, *, keep: bool = True) -> None:
         """Forget a sequence and give its blocks back; an unknown one has just ended by itself.
 
@@ -80,12 +94,11 @@ class Scheduler:
         if sequence is None:
             return
         sequence.is_gone = True
-        if keep and sequence.is_kept:
-            self._cache.save(sequence.table, sequence.ids)
-        self._cache.close(sequence.table, sequence.ids, keep=keep)
+        self._close(sequence, keep=keep)
 
     def plan(self) -> list[Slice]:
         """Return the next step: those that decode first, each with one token."""
+        self.tidy()
         slices: dict[str, Slice] = {}
         for sequence in self._by_claim(self._running.values()):
             if sequence.id in self._running and sequence.num_due == 1:
@@ -99,8 +112,13 @@ class Scheduler:
     def check(self) -> None:
         """Raise ``AssertionError`` where blocks are held although nobody runs."""
         self._cache.manager.check()
-        if not self._running:
+        if not self._running and not self._ended:
             assert self._cache.manager.num_used == 0, "blocks are held by nobody"
+
+    def _close(self, sequence: Sequence, *, keep: bool) -> None:
+        if keep and sequence.is_kept:
+            self._cache.save(sequence.table, sequence.ids)
+        self._cache.close(sequence.table, sequence.ids, keep=keep)
 
     def _left(self, slices: dict[str, Slice]) -> int:
         return self._step_tokens - sum(part.length for part in slices.values())

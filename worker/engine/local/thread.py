@@ -10,8 +10,9 @@ from worker.engine.local.core import EngineCore
 from worker.engine.local.made import Made
 from worker.engine.local.sequence import Sequence
 
-CHECK_AFTER_S = 1.0
-"""The check takes a millisecond, in which the event loop could not hand out the last tokens."""
+TIDY_AFTER_S, CHECK_AFTER_S = 0.002, 1.0
+"""How long the thread has to be idle: both hold the interpreter's lock, for half a millisecond and
+for one, in which the event loop could not hand out the last tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,10 @@ class EngineThread:
                 case Cancel(sequence_id):
                     self._core.scheduler.remove(sequence_id)
                 case Call(function):
+                    self._core.scheduler.tidy()  # nobody who has ended comes back after it
                     function()
                 case Stop():
+                    self._core.scheduler.tidy()
                     return False
         return True
 
@@ -96,8 +99,10 @@ class EngineThread:
             self._busy_since = time.monotonic()
 
     def _wait(self) -> Command:
-        """Return the next command; when there is none for a while, check the cache's books."""
-        with suppress(queue.Empty):
-            return self._commands.get(timeout=CHECK_AFTER_S)
-        self._core.scheduler.check()
+        """Return the next command; when there is none for a while, tidy up, and check the books."""
+        scheduler = self._core.scheduler
+        for idle_s, chore in ((TIDY_AFTER_S, scheduler.tidy), (CHECK_AFTER_S, scheduler.check)):
+            with suppress(queue.Empty):
+                return self._commands.get(timeout=idle_s)
+            chore()
         return self._commands.get()

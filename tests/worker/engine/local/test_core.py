@@ -46,6 +46,7 @@ class Harness:
             self.scheduler.add(sequence)
         while not self.scheduler.is_idle:
             self.made += self.core.step()
+        self.scheduler.tidy()
         assert self.cache.manager.num_used == 0
         self.cache.manager.check()
 

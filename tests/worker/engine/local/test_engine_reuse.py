@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from common.jobs import Message
-from tests.worker.engine.local.engines import PROMPTS, Reference, loaded, make_spec, submit
+from tests.worker.engine.local.engines import (
+    PROMPTS,
+    Reference,
+    between_steps,
+    loaded,
+    make_spec,
+    submit,
+)
 from worker.engine.local.engine import LocalEngine
 from worker.engine.protocol import Request
 
@@ -106,6 +113,7 @@ async def test_a_probe_tells_what_is_cached(engine: LocalEngine) -> None:
     assert await engine.probe(request) == "miss"
     answer = submit(engine, request.spec, "j:1")
     await answer.ended()
+    await between_steps(engine, lambda: None)  # its blocks have names then
     assert await engine.probe(request) == "hit"
     assert await engine.probe(replace(longer, id="j2:1")) == "partial"
     villain = make_spec(None, messages=(Message("villain", "ha"),))
