@@ -35,14 +35,20 @@ class FlashAttention(Attention):
             keys,
             values,
             batch.starts,
-            None,
+            # The kernel wants offsets into unpaged keys too, of this size; with ``seqused_k`` and a
+            # block table it does not look at them.
+            batch.starts,
             batch.max_query_len,
             batch.max_length,
             scale=scoring.scale,
-            # (left, right): causal, and the token itself is one of the window's.
+            # (left, right): causal, and the token itself is one of the window's. Without a right
+            # end, single tokens would be computed in a copy of ``out`` that is thrown away.
             window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=True,
             seqused_k=batch.lengths,
             block_table=batch.tables,
+            # Left to itself it may split the keys among processors, and then put all sequences'
+            # results into the first one's rows (pytorch issue 194167).
+            num_splits=1,
         )
         return out

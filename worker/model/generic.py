@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from worker.kv.pool import KvPool
 from worker.model.attention import Attention, GatheredAttention, Scoring, store
@@ -48,8 +48,9 @@ class GenericNetwork:
         self._batch: Batch | None = None
         self._attention: Attention | None = None
         self._name = f"headrace-{next(_numbers)}"
+        # No mask is registered with it, so that transformers makes none: to make one it would look
+        # at the positions first, which on a GPU waits for them.
         AttentionInterface.register(self._name, self._attend)
-        AttentionMaskInterface.register(self._name, lambda *_args, **_kwargs: None)
 
     @property
     def vocab_len(self) -> int:

@@ -19,7 +19,7 @@ from worker.model.generic import GenericNetwork, LayerShape, UnsupportedModel
 from worker.model.graphs import GraphedNetwork
 from worker.model.loading import LoadedModel
 from worker.model.memory import num_blocks
-from worker.model.trial import LENGTH, Trial
+from worker.model.trial import Trial, num_trial_blocks
 
 _log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Paths:
             if pool is None or pool.shape.dtype != path.kv_dtype:
                 pool, number = self._make_pool(path.kv_dtype)
                 self.generic.attach(pool)
-                trial = Trial(self.generic, pool)
+                trial = Trial(self.generic, pool, self.model.context_len)
             try:
                 network = path.build(pool)
                 if trial.passes(network, is_quantized=path.quantize != "none"):
@@ -84,8 +84,8 @@ class Paths:
         first = self.layers[0]
         shape = KvShape(len(self.layers), first.num_heads, first.head_dim, block_tokens, dtype)
         number = num_blocks(shape, self.model, self.options)
-        least = -(-LENGTH // block_tokens)
-        return KvPool(shape, max(number + 1, least), self.model.device), number
+        least = num_trial_blocks(block_tokens, self.model.context_len)
+        return KvPool(shape, max(number, least) + 1, self.model.device), number
 
     def _all(self) -> Iterator[Path]:
         """Yield the fastest first; who asks for small weights is not given large ones."""

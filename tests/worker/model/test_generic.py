@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GptOssConfig, GptOssForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, masking_utils
 
 from tests.worker.model.fused.models import (
     Part,
@@ -117,3 +117,18 @@ def test_what_attention_cannot_do_is_refused() -> None:
     network = GenericNetwork(model.eval())
     with torch.inference_mode(), pytest.raises(UnsupportedModel, match="s_aux"):
         network.measure()
+
+
+def test_no_mask_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the question is asked whether the positions are of several sequences."""
+    network = _make_network(make_model("llama"))
+
+    def refuse(_positions: torch.Tensor) -> None:
+        raise AssertionError("on a GPU this would wait for the positions")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", refuse)
+    batch = make_batch([Part(random_ids(20, 1), 0, 20, [2, 4])])
+    with torch.inference_mode():
+        network.forward(batch)
+        with pytest.raises(AssertionError, match="would wait"):
+            network.reference(batch.ids)

@@ -10,10 +10,11 @@ from torch import Tensor
 from tests.worker.model.fused.models import BLOCK_TOKENS
 from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork
-from worker.model.trial import LENGTH, Trial
+from worker.model.trial import Trial, num_trial_blocks, text_len
 
 torch.set_num_threads(1)  # of small tensors, several threads only wait for each other
 
+LENGTH = text_len(BLOCK_TOKENS, context_len=512)
 ENDS = [20, LENGTH - 1, LENGTH]  # of the parts in which the text is computed
 
 
@@ -41,7 +42,7 @@ def trial(generic: GenericNetwork) -> Trial:
     """The trial of that network."""
     assert generic._pool
     with torch.inference_mode():
-        return Trial(generic, generic._pool)
+        return Trial(generic, generic._pool, context_len=512)
 
 
 def _passes(trial: Trial, network: Network, *, is_quantized: bool = False) -> bool:
@@ -73,6 +74,43 @@ def test_one_token_in_a_wrong_place(trial: Trial, generic: GenericNetwork, place
         return replace(batch, offsets=batch.offsets ^ (batch.positions == place).long())
 
     assert not _passes(trial, Wrong(generic, before=misplaced))
+
+
+@pytest.mark.parametrize("row", [1, 2])
+@pytest.mark.parametrize("is_decode", [False, True])
+def test_only_the_first_of_several_sequences(
+    trial: Trial, generic: GenericNetwork, row: int, is_decode: bool
+) -> None:
+    """A kernel that mixes up the sequences of a batch is right as long as there is one."""
+
+    def mixed_up(batch: Batch, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        if len(logits) > 1 and is_decode == (batch.max_query_len == 1):
+            logits[row] = logits[0]
+        return logits
+
+    assert not _passes(trial, Wrong(generic, after=mixed_up))
+
+
+def test_blocks_behind_the_text_are_left_alone(trial: Trial, generic: GenericNetwork) -> None:
+    """The last one of a pool is where a graph writes what nobody reads."""
+    assert generic._pool
+    _passes(trial, generic)
+    written = (~generic._pool.blocks.isnan()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    assert written == list(range(num_trial_blocks(BLOCK_TOKENS, context_len=512)))
+
+
+@pytest.mark.parametrize(
+    ("block_tokens", "context_len", "length"), [(16, 512, 43), (1, 512, 43), (256, 8192, 523)]
+)
+def test_the_text_has_three_blocks(block_tokens: int, context_len: int, length: int) -> None:
+    """Or as many as there are tokens in it."""
+    assert text_len(block_tokens, context_len) == length
+
+
+def test_the_text_is_no_longer_than_the_model_takes() -> None:
+    """A position that it has not would be the end of a GPU's context, of the other kind."""
+    assert text_len(256, 512) == 512
 
 
 def test_what_is_not_stored_is_missed(trial: Trial, generic: GenericNetwork) -> None:

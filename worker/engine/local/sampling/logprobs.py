@@ -61,7 +61,7 @@ def tabulate(logits: Tensor, states: Sequence[SamplerState]) -> LogprobTable | N
         return None
     rows, nums_top = list(asked), list(asked.values())
     if len(rows) < len(logits):
-        logits = logits[torch.tensor(rows, device=logits.device)]
+        logits = logits[torch.tensor(rows).to(logits.device, non_blocking=True)]
     # Ranked by the logits: taking away the same number may make two that differ equal.
     num_ranked = max(nums_top)
     top_ids = largest(logits, num_ranked)

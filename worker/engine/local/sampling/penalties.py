@@ -37,7 +37,7 @@ def _add_biases(logits: Tensor, states: Sequence[SamplerState], rows: list[int])
         index = _flat_index(logits, rows, [states[row].bias_ids for row in rows])
         biases = torch.from_numpy(np.concatenate([states[row].biases for row in rows]))
         flat = logits.view(-1)
-        flat[index] = flat[index] + biases.to(logits.device)
+        flat[index] = flat[index] + biases.to(logits.device, non_blocking=True)
 
 
 def _penalise(logits: Tensor, states: Sequence[SamplerState], rows: list[int]) -> None:
@@ -48,7 +48,8 @@ def _penalise(logits: Tensor, states: Sequence[SamplerState], rows: list[int]) -
     histories = list(found.values())
     index = _flat_index(logits, list(found), [history.ids for history in histories])
     counts, penalties = _penalties(histories, [states[row] for row in found])
-    counts, penalties = counts.to(logits.device), penalties.to(logits.device)
+    counts = counts.to(logits.device, non_blocking=True)
+    penalties = penalties.to(logits.device, non_blocking=True)
     repetition, presence, frequency = penalties.unbind(1)
     flat = logits.view(-1)
     values = flat[index]
@@ -83,4 +84,4 @@ def _flat_index(logits: Tensor, rows: Sequence[int], ids: Sequence[NDArray[np.in
     """Return where the rows' tokens are in ``logits.view(-1)``."""
     row_len = logits.shape[1]
     index = np.concatenate([part + row * row_len for row, part in zip(rows, ids, strict=True)])
-    return torch.from_numpy(index).to(logits.device)
+    return torch.from_numpy(index).to(logits.device, non_blocking=True)

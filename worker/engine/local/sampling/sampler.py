@@ -82,7 +82,7 @@ def _choose(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
         if len(group) == len(states):
             ids = _draw(kind, logits, top[:, None], states)
         else:
-            rows = torch.tensor(group, device=logits.device)
+            rows = torch.tensor(group).to(logits.device, non_blocking=True)
             ids[rows] = _draw(kind, logits[rows], top[rows, None], [states[row] for row in group])
     return ids.masked_fill_(~top.isfinite(), -1)
 

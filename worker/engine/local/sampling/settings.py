@@ -23,13 +23,13 @@ class Settings:
 
     @classmethod
     def of(cls, states: Sequence[SamplerState], device: torch.device) -> "Settings":
-        """Return the states' settings; one transfer to the device."""
+        """Return the states' settings; one transfer, which does not wait for the logits."""
         rows = [
             (s.temperature, s.top_k or torch.inf, s.top_p, s.min_p, state.uniform())
             for state in states
             for s in (state.sampling,)
         ]
-        table = torch.tensor(rows, dtype=torch.float64).T.contiguous().to(device)
+        table = torch.tensor(rows, dtype=torch.float64).T.contiguous().to(device, non_blocking=True)
         return cls(*table.unsqueeze(-1).unbind(0))
 
     def take(self, rows: Tensor) -> "Settings":
