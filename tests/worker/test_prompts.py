@@ -274,7 +274,7 @@ async def test_what_a_server_lost_is_stored_again(make_rig: MakeRig, backend: Ba
         assert await backend.prompts.forget(TENANT, CHAT)
         return [(Outcome.GAP, 1)]
 
-    rig.backend.store.append = lose  # type: ignore[method-assign,assignment]
+    rig.backend.store.append = lose  # type: ignore[method-assign]
     await rig.start()
     end = await run(backend, prompt=FIRST)
     assert end.prompt_version == (await stored(backend)).version == 1

@@ -78,8 +78,8 @@ class KvPool:
     def read(self, block: int) -> Copied:
         """Begin to copy a block to host memory.
 
-        A GPU copies into pinned memory beside the model, on a stream of its own; whatever the
-        model writes to the block afterwards waits for that, on the card.
+        A GPU copies into pinned memory on a stream of its own, beside what it has been given before
+        and whatever this process does; the model's next step waits for that, on the card.
         """
         if self._stream is None:
             return Copied(self.blocks[block].to("cpu", copy=True), _done)

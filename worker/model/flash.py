@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn_out
+from torch.nn.attention.varlen import varlen_attn, varlen_attn_out
 
 from worker.model.attention import Attention, Scoring, UnsupportedAttention
 from worker.model.batch import Batch
@@ -51,4 +51,35 @@ class FlashAttention(Attention):
             # results into the first one's rows (pytorch issue 194167).
             num_splits=1,
         )
+        return out
+
+
+class GroupedFlashAttention(FlashAttention):
+    """The same; where all sequences decode, heads that share keys read them once.
+
+    The kernel does that only without a window, and in an output of its own. A single token needs
+    no mask: it is the last.
+    """
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        """Return the attention's output; see ``Attention``."""
+        batch = self._batch
+        is_shared = query.shape[1] > keys.shape[2]
+        if batch.max_query_len > 1 or not is_shared or scoring != Scoring(scoring.scale):
+            return super().__call__(query, keys, values, scoring)
+        out = varlen_attn(
+            query,
+            keys,
+            values,
+            batch.starts,
+            batch.starts,
+            1,
+            batch.max_length,
+            scale=scoring.scale,
+            enable_gqa=True,
+            seqused_k=batch.lengths,
+            block_table=batch.tables,
+            num_splits=1,
+        )
+        assert isinstance(out, Tensor)  # without logsumexps, which were not asked for
         return out

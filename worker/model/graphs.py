@@ -21,7 +21,7 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
-    logits: Tensor
+    logits: Tensor  # the first rows of all graphs' common buffer
 
 
 class GraphedNetwork:
@@ -39,15 +39,16 @@ class GraphedNetwork:
 
     def capture(self, device: torch.device, block_tokens: int) -> None:
         """Capture all graphs, the largest first, so that the smaller ones share its memory."""
-        pool = None
+        pool, common = None, torch.empty(0)
         for size in reversed(self._sizes):
             batch = self._idle(size, device, self._max_blocks * block_tokens)
             graph = torch.cuda.CUDAGraph()
-            self._warm_up(batch)
+            logits = self._warm_up(batch)
+            common = common if len(common) else torch.empty_like(logits)
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._network.forward(batch)
+                common[:size].copy_(self._network.forward(batch))
             pool = graph.pool()
-            self._graphs[size] = _Graph(graph, batch, logits)
+            self._graphs[size] = _Graph(graph, batch, common[:size])
 
     def forward(self, batch: Batch) -> Tensor:
         """Replay a graph where one fits; see ``Network``."""
@@ -61,14 +62,15 @@ class GraphedNetwork:
         captured.graph.replay()
         return captured.logits[:num]
 
-    def _warm_up(self, batch: Batch) -> None:
+    def _warm_up(self, batch: Batch) -> Tensor:
         # Libraries allocate workspaces and choose kernels at their first calls.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._network.forward(batch)
+                logits = self._network.forward(batch)
         torch.cuda.current_stream().wait_stream(stream)
+        return logits
 
     def _fill(self, target: Batch, source: Batch, num: int) -> None:
         """Copy the inputs; what is behind them goes on writing to the spare block."""

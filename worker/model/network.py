@@ -12,11 +12,12 @@ from worker.engine.options import EngineOptions
 from worker.engine.protocol import Progress
 from worker.kv.pool import KvPool, KvShape
 from worker.model import flash
-from worker.model.attention import GatheredAttention, UnsupportedAttention
-from worker.model.batch import Network
+from worker.model.attention import Attention, GatheredAttention, UnsupportedAttention
+from worker.model.batch import Batch, Network
 from worker.model.fused.layout import Quantize
 from worker.model.generic import GenericNetwork, LayerShape, UnsupportedModel
 from worker.model.graphs import GraphedNetwork
+from worker.model.llama import MergedLlama, is_llama
 from worker.model.loading import LoadedModel
 from worker.model.memory import num_blocks
 from worker.model.trial import Trial, num_trial_blocks
@@ -99,9 +100,25 @@ class Paths:
                 )
             return
         if flash.supports(device, dtype):
-            yield Path("flash, graphs", self._graphed, dtype)
-            yield Path("flash", lambda _pool: self.generic.using(flash.FlashAttention), dtype)
-        yield Path("generic", lambda _pool: self.generic.using(GatheredAttention), dtype)
+            yield from self._flash(dtype)
+        for name, build in self._in_torch(GatheredAttention):
+            yield Path(name, build, dtype)
+
+    def _flash(self, dtype: torch.dtype) -> Iterator[Path]:
+        grouped, plain = flash.GroupedFlashAttention, flash.FlashAttention
+        for kind, make_attention in (("grouped flash", grouped), ("flash", plain)):
+            for name, build in self._in_torch(make_attention):
+                yield Path(f"{name}, {kind}, graphs", partial(self._graphed, build), dtype)
+        yield Path("generic, flash", lambda _pool: self.generic.using(plain), dtype)
+
+    def _in_torch(
+        self, make_attention: Callable[[Batch], Attention]
+    ) -> Iterator[tuple[str, Callable[[KvPool], Network]]]:
+        """Yield the ways to run the model in torch's operators, with attention computed so."""
+        network = self.model.network
+        if is_llama(network):
+            yield "merged", lambda pool: MergedLlama(network, pool, make_attention)
+        yield "generic", lambda _pool: self.generic.using(make_attention)
 
     def _fused(self) -> Iterator[Path]:
         # Imported where it is needed: numba takes a second.
@@ -119,14 +136,11 @@ class Paths:
             name = "fused" if kind == "none" else f"fused {kind}"
             yield Path(name, build, KV_DTYPES[kind], kind)
 
-    def _graphed(self, pool: KvPool) -> Network:
+    def _graphed(self, build: Callable[[KvPool], Network], pool: KvPool) -> Network:
         block_tokens = pool.shape.block_tokens
         max_blocks = -(-self.model.context_len // block_tokens)
         graphed = GraphedNetwork(
-            self.generic.using(flash.FlashAttention),
-            self.options.capacity,
-            max_blocks,
-            pool.num_blocks - 1,
+            build(pool), self.options.capacity, max_blocks, pool.num_blocks - 1
         )
         graphed.capture(self.model.device, block_tokens)
         return graphed

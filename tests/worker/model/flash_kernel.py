@@ -5,11 +5,26 @@ and ``attention.cu`` of torch), and what is known to go wrong without a word. Th
 same, one token after another.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def varlen_attn_out(  # noqa: PLR0917 - torch's signature
+def varlen_attn_out(out: Tensor, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Be ``torch.nn.attention.varlen.varlen_attn_out`` for paged keys."""
+    window_size, max_q = options.get("window_size", (-1, -1)), args[3]
+    is_swapped = max_q == 1 and query.shape[1] > key.shape[2] and max(window_size) < 0
+    assert not is_swapped, "the result is in a copy of out"
+    return _attend(out, query, key, *args, **options)
+
+
+def varlen_attn(query: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Be ``torch.nn.attention.varlen.varlen_attn`` for paged keys."""
+    return _attend(torch.empty_like(query), query, *args, **options)
+
+
+def _attend(  # noqa: PLR0917 - torch's signature
     out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -26,7 +41,6 @@ def varlen_attn_out(  # noqa: PLR0917 - torch's signature
     block_table: Tensor | None = None,
     num_splits: int | None = None,
 ) -> Tensor:
-    """Be ``torch.nn.attention.varlen.varlen_attn_out`` for paged keys."""
     assert cu_seq_k is not None, "must be both set or both not set"
     assert seqused_k is not None
     assert block_table is not None
@@ -43,8 +57,6 @@ def varlen_attn_out(  # noqa: PLR0917 - torch's signature
     assert out.shape == query.shape
     assert (len(cu_seq_k), len(seqused_k), len(block_table)) == (num + 1, num, num)
     assert num_splits == 1, "it writes all rows to the first sequence's, if it finds a split useful"
-    is_swapped = max_q == 1 and num_heads > num_kv_heads and max(window_size) < 0
-    assert not is_swapped, "the result is in a copy of out"
     if query.device.type == "cpu":
         assert max_q == int(cu_seq_q.diff().max())
         assert max_k >= int(seqused_k.max())

@@ -1,6 +1,7 @@
 """The flash path without a GPU: it asks of torch's kernel what the kernel can do, and rightly."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ PARTS: dict[str, list[Part]] = {
 @pytest.fixture(autouse=True)
 def _has_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "varlen_attn_out", flash_kernel.varlen_attn_out)
+    monkeypatch.setattr(flash, "varlen_attn", flash_kernel.varlen_attn)
 
 
 def _random(*size: int) -> Tensor:
@@ -50,11 +52,37 @@ def test_it_computes_what_the_gathered_attention_does(
         pool[part.table[-1], :, :, (part.end - 1) % BLOCK_TOKENS + 1 :] = torch.nan
     keys, values = pool[:, 1, 0], pool[:, 1, 1]
     query = _random(len(batch.ids), num_heads, DIM)
-    found, expected = (
-        make(batch)(query, keys, values, scoring)
-        for make in (flash.FlashAttention, GatheredAttention)
-    )
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    expected = GatheredAttention(batch)(query, keys, values, scoring)
+    for make in (flash.FlashAttention, flash.GroupedFlashAttention):
+        found = make(batch)(query, keys, values, scoring)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("case", "num_heads", "scoring", "is_grouped"),
+    [
+        ("decodes", 6, Scoring(0.5), True),
+        ("decodes", 2, Scoring(0.5), False),  # nobody shares keys
+        ("decodes", 6, Scoring(0.5, window=5), False),
+        ("mixed", 6, Scoring(0.5), False),
+    ],
+)
+def test_heads_read_shared_keys_once(
+    case: str, num_heads: int, scoring: Scoring, is_grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all decode, without a window: the kernel does it only in an output of its own."""
+    calls: list[tuple[int, int]] = []
+
+    def note(*args: Any, window_size: tuple[int, int] = (-1, -1), **options: Any) -> Tensor:
+        calls.append(window_size)
+        return flash_kernel.varlen_attn(*args, window_size=window_size, **options)
+
+    monkeypatch.setattr(flash, "varlen_attn", note)
+    batch = make_batch(PARTS[case], BLOCK_TOKENS)
+    pool = _random(NUM_BLOCKS, 2, BLOCK_TOKENS, 2, DIM)
+    query = _random(len(batch.ids), num_heads, DIM)
+    flash.GroupedFlashAttention(batch)(query, pool[:, 0], pool[:, 1], scoring)
+    assert calls == [(-1, -1)] * is_grouped
 
 
 def test_a_soft_cap_is_refused() -> None:

@@ -39,19 +39,18 @@ class RecordedGraph:
         self.shares: int | None = None  # the size of the graph whose memory it uses too
         # Set by ``record``.
         self.batch: Batch
+        self.logits: Tensor  # set after the capture: where every replay writes
         self._network: Network
-        self._logits: Tensor
 
     def record(self, network: Network, batch: Batch) -> Tensor:
-        """Run a batch; the logits of every replay are written to the same place."""
+        """Run a batch."""
         self._network, self.batch = network, batch
-        self._logits = network.forward(batch)
-        return self._logits
+        return network.forward(batch)
 
     def replay(self) -> None:
         """Run the batch again, with what its tensors hold now."""
         self.num_replays += 1
-        self._logits.copy_(self._network.forward(self.batch))
+        self.logits.copy_(self._network.forward(self.batch))
 
     def pool(self) -> int:
         """Return what stands for the graph's memory: its size."""
@@ -100,7 +99,7 @@ def cards(generic: GenericNetwork, monkeypatch: pytest.MonkeyPatch) -> Cards:
     cards = Cards(generic)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
     monkeypatch.setattr(torch.cuda, "graph", cards.capture)
-    monkeypatch.setattr(GraphedNetwork, "_warm_up", lambda _graphed, _batch: None)
+    monkeypatch.setattr(GraphedNetwork, "_warm_up", lambda _graphed, batch: generic.forward(batch))
     return cards
 
 
@@ -110,6 +109,8 @@ def graphed(cards: Cards) -> GraphedNetwork:
     graphed = GraphedNetwork(cards, CAPACITY, MAX_BLOCKS, SPARE)
     with torch.inference_mode():
         graphed.capture(CPU, BLOCK_TOKENS)
+    for graph, captured in zip(cards.graphs, graphed._graphs.values(), strict=True):
+        graph.logits = captured.logits
     return graphed
 
 
@@ -142,6 +143,7 @@ def test_the_largest_graph_is_captured_first(cards: Cards) -> None:
     assert [len(graph.batch.ids) for graph in cards.graphs] == [CAPACITY, 4, 2, 1]
     assert {graph.batch.max_length for graph in cards.graphs} == {MAX_BLOCKS * BLOCK_TOKENS}
     assert [graph.shares for graph in cards.graphs] == [None, CAPACITY, 4, 2]
+    assert len({graph.logits.data_ptr() for graph in cards.graphs}) == 1
 
 
 @pytest.mark.parametrize("num", range(1, CAPACITY + 1))

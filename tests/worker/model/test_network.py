@@ -16,6 +16,7 @@ from worker.engine.options import EngineOptions
 from worker.kv.pool import KvPool
 from worker.model.batch import Batch, Network
 from worker.model.generic import GenericNetwork, LayerShape
+from worker.model.llama import MergedLlama
 from worker.model.network import PagedModel, Path, Paths, build_network
 
 torch.set_num_threads(1)  # of small tensors, several threads only wait for each other
@@ -42,7 +43,7 @@ def test_blocks_are_as_many_as_were_paid_for(block_tokens: int) -> None:
     """One more is nobody's."""
     bytes_per_token = 2 * 3 * 2 * 24 * 4
     paged = _build(make_model("llama"), kv_bytes=640 * bytes_per_token, block_tokens=block_tokens)
-    assert paged.path.name == "generic"
+    assert paged.path.name == "merged"
     assert paged.num_blocks == 640 // block_tokens
     assert paged.pool.num_blocks == paged.num_blocks + 1
     assert paged.pool.shape.token_bytes == bytes_per_token
@@ -56,16 +57,22 @@ def test_few_blocks_are_enough_to_try_the_model(num_blocks: int) -> None:
     assert _build(make_model("llama"), kv_bytes=kv_bytes, step_tokens=16).num_blocks == num_blocks
 
 
+def _break(kind: type[Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    forward: Callable[[Network, Batch], Tensor] = kind.forward
+
+    def wrong(network: Network, batch: Batch) -> Tensor:
+        return forward(network, replace(batch, positions=batch.positions * 2))
+
+    monkeypatch.setattr(kind, "forward", wrong)
+
+
 def test_a_network_that_computes_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A wrong window, mask or position would show in the answers only."""
-    forward: Callable[[GenericNetwork, Batch], Tensor] = GenericNetwork.forward
-
-    def wrong(network: GenericNetwork, batch: Batch) -> Tensor:
-        return forward(network, replace(batch, positions=batch.positions * 2))
-
-    monkeypatch.setattr(GenericNetwork, "forward", wrong)
+    _break(MergedLlama, monkeypatch)
+    assert _build(make_model("llama")).path.name == "generic"
+    _break(GenericNetwork, monkeypatch)
     with pytest.raises(StartupFailed, match="something else") as caught:
         _build(make_model("llama"))
     assert "\n" not in str(caught.value)
@@ -104,7 +111,7 @@ def test_small_weights_that_cannot_be_built(asked: str, monkeypatch: pytest.Monk
     path = Path("fused int8", build, torch.float16, "int8")
     monkeypatch.setattr(Paths, "_fused", lambda _paths: iter([path]))
     if asked == "auto":
-        assert _build(make_model("llama"), quantize=asked).path.name == "generic"
+        assert _build(make_model("llama"), quantize=asked).path.name == "merged"
         return
     with pytest.raises(StartupFailed, match="fused int8: no such instruction"):
         _build(make_model("llama"), quantize=asked)

@@ -1,6 +1,7 @@
 """One step of the engine: plan, run the model, choose tokens. Runs on the engine's thread."""
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 import structlog
@@ -54,21 +55,23 @@ class EngineCore:
         if self._threads:
             torch.set_num_threads(self._threads)
 
-    def step(self) -> list[Made]:
+    def step(self, meanwhile: Callable[[], object] = lambda: None) -> list[Made]:
         """Let every planned sequence get on; return what became of them.
 
-        Raises only what ends the engine.
+        ``meanwhile`` is called when there is nothing left to do but the model's part. Raises only
+        what ends the engine.
         """
         with torch.inference_mode():
             slices = self.scheduler.plan()
             assert slices, "sequences wait, and none of them can run"
-            return self._run(slices)
+            return self._run(slices, meanwhile)
 
-    def _run(self, slices: Many[Slice]) -> list[Made]:
+    def _run(self, slices: Many[Slice], meanwhile: Callable[[], object]) -> list[Made]:
         """Run the slices; where they fail together, find the one that fails alone."""
         started = time.perf_counter()
         try:
             batch = make_batch(slices, self.cache.block_tokens, self._device)
+            meanwhile()
             logits = self._network.forward(batch)
             return self._settle(slices, logits, started)
         except torch.AcceleratorError:
@@ -79,7 +82,7 @@ class EngineCore:
             _log.warning("step_failed", sequences=len(slices), error=_first_line(error))
         # What a failed pass wrote is written again: the same tokens to the same places.
         half = len(slices) // 2
-        return self._run(slices[:half]) + self._run(slices[half:])
+        return self._run(slices[:half], meanwhile) + self._run(slices[half:], meanwhile)
 
     def _settle(self, slices: Many[Slice], logits: Tensor, started: float) -> list[Made]:
         parts = torch.split(logits, [num_rows(part) for part in slices])

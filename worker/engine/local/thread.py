@@ -43,6 +43,8 @@ class EngineThread:
         self._core = core
         self._deliver = deliver
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        # Made by the last step, and not delivered yet.
+        self._made: list[Made] = []
         # When the current step or command began; 0 while the thread waits for commands.
         self._busy_since = 0.0
 
@@ -68,9 +70,19 @@ class EngineThread:
         """Make steps until ``Stop``; an exception from here is the end of the engine."""
         self._core.start()
         while self._obey():
-            made = self._core.step()
-            if made:
-                self._deliver(made)
+            self._made = self._core.step(self._hand_out)
+            if self._core.scheduler.is_idle:
+                self._hand_out()
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Deliver. The next step calls this when its batch is made.
+
+        What becomes of the tokens needs the interpreter's lock, which the model does not.
+        """
+        made, self._made = self._made, []
+        if made:
+            self._deliver(made)
 
     def _obey(self) -> bool:
         """Obey all commands given so far, waiting for one while idle; False to end."""

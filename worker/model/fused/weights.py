@@ -13,11 +13,10 @@ from worker.model.fused.buffers import address, aligned_copy
 from worker.model.fused.layout import LAYER, Quantize
 from worker.model.fused.packing import Packed, pack
 from worker.model.fused.team import find_team
+from worker.model.llama import is_llama, window_of
 
 Array = NDArray[Any]
 
-_FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
 _NO_WINDOW = 1 << 40
 
 
@@ -36,17 +35,7 @@ class Weights:
 
 def supports(network: Any) -> bool:
     """Say whether ``Weights`` and the compiled code know all parts of this model."""
-    config = network.config
-    if config.model_type not in _FAMILY or config.hidden_act != "silu":
-        return False
-    if network.device.type != "cpu" or find_team() is None:
-        return False
-    rotary = network.model.rotary_emb
-    attention = network.model.layers[0].self_attn
-    if 2 * len(rotary.inv_freq) != attention.head_dim:
-        return False
-    linears = all(type(part) is nn.Linear for part in _linears(network))
-    return linears and rotary.rope_type in _ROPE_TYPES
+    return network.device.type == "cpu" and find_team() is not None and is_llama(network)
 
 
 def take_weights(network: Any, quantize: Quantize) -> Weights:
@@ -66,7 +55,7 @@ def take_weights(network: Any, quantize: Quantize) -> Weights:
         if hasattr(attention, "q_norm"):
             record["query_norm"] = address(keep(attention.q_norm.weight))
             record["key_norm"] = address(keep(attention.k_norm.weight))
-        record["window"] = _window(network.config, attention)
+        record["window"] = window_of(network, attention) or _NO_WINDOW
     rotary = network.model.rotary_emb
     return Weights(
         matrices=np.concatenate([matrix.record for matrix in packed]),
@@ -100,17 +89,3 @@ def _pack(parts: list[nn.Linear], quantize: Quantize) -> Packed:
 def _array(tensor: torch.Tensor) -> Array:
     array: Array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
     return array
-
-
-def _window(config: Any, attention: Any) -> int:
-    if config.model_type == "mistral":
-        return config.sliding_window or _NO_WINDOW
-    return getattr(attention, "sliding_window", None) or _NO_WINDOW
-
-
-def _linears(network: Any) -> Iterator[Any]:
-    yield network.lm_head
-    for layer in network.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)

@@ -25,6 +25,7 @@ from worker.model import flash
 from worker.model.batch import Network
 from worker.model.generic import GenericNetwork
 from worker.model.graphs import GraphedNetwork
+from worker.model.llama import MergedLlama
 
 BLOCK_TOKENS = flash.BLOCK_TOKENS
 NUM_BLOCKS, CAPACITY, STEP_TOKENS = 10, 8, 300
@@ -50,12 +51,13 @@ SAMPLINGS = {
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """A pretended GPU with a kernel that refuses what the real one does."""
     monkeypatch.setattr(flash, "varlen_attn_out", flash_kernel.varlen_attn_out)
+    monkeypatch.setattr(flash, "varlen_attn", flash_kernel.varlen_attn)
     with pretended_gpu(monkeypatch) as watch, torch.no_grad():
         yield watch
 
 
-def _load(family: str) -> GenericNetwork:
-    """Make a model on the host and move it, as it is loaded."""
+def _load(family: str) -> Any:
+    """Make a model of transformers on the host and move it, as it is loaded."""
     sizes: dict[str, Any] = {"vocab_size": VOCAB_LEN + 24, "bos_token_id": 1, "eos_token_id": 2}
     if family == "gpt2":
         config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=1024, **sizes)
@@ -75,7 +77,17 @@ def _load(family: str) -> GenericNetwork:
     for module in network.eval().modules():  # as ``to`` does, which needs more than fakes can do
         for named in (module._parameters, module._buffers):
             named.update({key: value.to(GPU) for key, value in named.items() if value is not None})
-    return GenericNetwork(network)
+    return network
+
+
+def _network(family: str, pool: KvPool) -> Network:
+    """Return a network over the pool, with flash attention."""
+    if family == "merged":
+        return MergedLlama(_load("llama"), pool, flash.GroupedFlashAttention)
+    generic = GenericNetwork(_load(family)).using(flash.FlashAttention)
+    assert {(shape.num_heads, shape.head_dim) for shape in generic.measure()} == {(2, 16)}
+    generic.attach(pool)
+    return generic
 
 
 def _core(network: Network, pool: KvPool, tiers: Tiers | None = None) -> EngineCore:
@@ -106,18 +118,15 @@ def _generate(core: EngineCore) -> tuple[list[int], list[Any]]:
     return sizes, made
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["merged", "llama", "gpt2"])
 @pytest.mark.parametrize("has_graphs", [False, True])
 @pytest.mark.usefixtures("watch")
 def test_everything_is_on_the_device(family: str, has_graphs: bool) -> None:
     """Prefills, decodes and both; every way to choose a token, with logprobs and without."""
-    generic = _load(family).using(flash.FlashAttention)
-    assert {(shape.num_heads, shape.head_dim) for shape in generic.measure()} == {(2, 16)}
     pool = KvPool(SHAPE, NUM_BLOCKS, GPU)
-    generic.attach(pool)
-    network: Network = generic
+    network = _network(family, pool)
     if has_graphs:
-        network = graphed = GraphedNetwork(generic, CAPACITY, 4, NUM_BLOCKS - 1)
+        network = graphed = GraphedNetwork(network, CAPACITY, 4, NUM_BLOCKS - 1)
         graphed.capture(GPU, BLOCK_TOKENS)
     core = _core(network, pool)
     for order, sampling in enumerate(SAMPLINGS.values()):
@@ -134,11 +143,8 @@ def test_everything_is_on_the_device(family: str, has_graphs: bool) -> None:
 @pytest.mark.parametrize("kind", SAMPLINGS)
 def test_a_decode_waits_for_the_device_once(watch: Watch, kind: str) -> None:
     """For the tokens; only a nucleus asks in between whether it was looked for far enough."""
-    generic = _load("llama").using(flash.FlashAttention)
-    generic.measure()
     pool = KvPool(SHAPE, NUM_BLOCKS, GPU)
-    generic.attach(pool)
-    core = _core(generic, pool)
+    core = _core(_network("merged", pool), pool)
     for order in range(2):
         core.scheduler.add(_sequence(order, SAMPLINGS[kind], 20))
     core.step()
@@ -160,10 +166,7 @@ def test_blocks_go_to_the_host_and_back(watch: Watch, tmp_path: Any) -> None:
     wait()
     assert watch.waits == []
     tiers = Tiers(HostTier(1 << 30), DiskTier(tmp_path, 0, SHAPE))
-    generic = _load("llama").using(flash.FlashAttention)
-    generic.measure()
-    generic.attach(pool)
-    core = _core(generic, pool, tiers)
+    core = _core(_network("merged", pool), pool, tiers)
     for order in range(4):  # more than there are blocks for
         core.scheduler.add(_sequence(10 * order, SAMPLINGS["greedy"], 600))
         _generate(core)
@@ -174,22 +177,23 @@ def test_blocks_go_to_the_host_and_back(watch: Watch, tmp_path: Any) -> None:
     tiers.close()
 
 
+@pytest.mark.parametrize("family", ["merged", "llama"])
 @pytest.mark.parametrize("name", ["starts", "lengths", "tables", "blocks", "rows", "ids"])
 @pytest.mark.usefixtures("watch")
-def test_a_tensor_on_the_host_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_on_the_host_is_noticed(
+    family: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of a batch: or the tests above would say nothing."""
-    generic = _load("llama").using(flash.FlashAttention)
-    generic.measure()
     pool = KvPool(SHAPE, NUM_BLOCKS, GPU)
-    generic.attach(pool)
-    core = _core(generic, pool)
-    forward = generic.forward
+    network = _network(family, pool)
+    core = _core(network, pool)
+    forward = network.forward
 
     def wrong(batch: Any) -> Any:
         values = {field: getattr(batch, field) for field in batch.__slots__}
         return forward(type(batch)(**{**values, name: values[name].cpu()}))
 
-    monkeypatch.setattr(generic, "forward", wrong)
+    monkeypatch.setattr(network, "forward", wrong)
     core.scheduler.add(_sequence(0, SAMPLINGS["greedy"], 20))
     with pytest.raises((AssertionError, RuntimeError), match=r"two devices|on CUDA|same device"):
         core.step()

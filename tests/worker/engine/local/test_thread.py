@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
@@ -31,8 +31,9 @@ class GatedCore:
         """Note the thread."""
         self.started.append(threading.get_ident())
 
-    def step(self) -> list[Made]:
+    def step(self, meanwhile: Callable[[], object]) -> list[Made]:
         """Wait for the gate, and make a step."""
+        meanwhile()
         self.entered.release()
         assert self.gate.acquire(timeout=DEADLINE_S)
         if any(sequence.ids[-1] == 99 for sequence in self.engine.running):

@@ -26,6 +26,32 @@ _CONFIGS = {
 }
 
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_parameters": _LLAMA3}),
+    ("llama", {"rope_parameters": _LINEAR}),
+    ("llama", {"num_key_value_heads": 6}),
+    ("llama", {"num_key_value_heads": 1}),
+    ("llama", {"head_dim": 64, "hidden_size": 192, "tie_word_embeddings": True}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 29}),
+    ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}),
+    ("qwen3", {}),
+]
+"""Members of the family, with whatever makes them differ."""
+
+
 def make_model(family: str, **changes: Any) -> LoadedModel:
     """Return a model of three layers, in which no size is a multiple of what code likes."""
     sizes: dict[str, Any] = {
@@ -128,3 +154,12 @@ def make_batch(parts: Sequence[Part], block_tokens: int = BLOCK_TOKENS) -> Batch
         max_query_len=max(part.end - part.start for part in parts),
         max_length=max(part.end for part in parts),
     )
+
+
+def is_close(logits: Tensor, expected: Tensor) -> bool:
+    """Compare, to what float32 leaves of numbers this great; also the choices, ties apart."""
+    best = expected.topk(2).values
+    is_clear = best[:, 0] - best[:, 1] > 1e-3
+    same = logits.argmax(-1) == expected.argmax(-1)
+    tolerance = 1e-4 + 1e-5 * expected.abs().max().item()
+    return torch.allclose(logits, expected, atol=tolerance) and bool(same[is_clear].all())

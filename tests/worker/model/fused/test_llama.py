@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.worker.model.fused.models import (
+    FAMILIES,
     KERNELS,
     Part,
     expect,
+    is_close,
     make_batch,
     make_model,
     make_pool,
@@ -26,43 +28,8 @@ from worker.model.fused.weights import supports
 
 _TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
 
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
-
-def _close(logits: Tensor, expected: Tensor) -> bool:
-    """Compare, to what float32 leaves of numbers this great; also the choices, ties apart."""
-    best = expected.topk(2).values
-    is_clear = best[:, 0] - best[:, 1] > 1e-3
-    same = logits.argmax(-1) == expected.argmax(-1)
-    tolerance = 1e-4 + 1e-5 * expected.abs().max().item()
-    return torch.allclose(logits, expected, atol=tolerance) and bool(same[is_clear].all())
-
-
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("llama", {}),
-        ("llama", {"attention_bias": True, "mlp_bias": True}),
-        ("llama", {"rope_parameters": _LLAMA3}),
-        ("llama", {"rope_parameters": _LINEAR}),
-        ("llama", {"num_key_value_heads": 6}),
-        ("llama", {"num_key_value_heads": 1}),
-        ("llama", {"head_dim": 64, "hidden_size": 192, "tie_word_embeddings": True}),
-        ("mistral", {"sliding_window": None}),
-        ("mistral", {"sliding_window": 29}),
-        ("qwen2", {}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}),
-        ("qwen3", {}),
-    ],
-)
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
 def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) -> None:
     """A prompt over many blocks gives the same logits, at once, in chunks and token by token."""
     model = make_model(family, **changes)
@@ -70,13 +37,13 @@ def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) 
     expected = expect(model, ids)
     fused = FusedLlama(model, make_pool(model), "none", KERNELS)
     whole = fused.forward(make_batch([Part(ids, 0, 150, _TABLE)]))
-    assert _close(whole, expected)
+    assert is_close(whole, expected)
     fused = FusedLlama(model, make_pool(model), "none", KERNELS)
     cuts = [0, 1, 16, 17, 70, 112, 130, 149, 150]
     parts = [
         fused.forward(make_batch([Part(ids, start, end, _TABLE)])) for start, end in pairwise(cuts)
     ]
-    assert _close(torch.cat(parts), expected)
+    assert is_close(torch.cat(parts), expected)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
@@ -138,11 +105,11 @@ def test_blocks_have_any_size(block_tokens: int) -> None:
     table = list(range(200 // block_tokens))[::-1]
     first = fused.forward(make_batch([Part(ids, 0, 64, table)], block_tokens))
     last = fused.forward(make_batch([Part(ids, 64, 65, table)], block_tokens))
-    assert _close(torch.cat([first, last]), expect(model, ids))
+    assert is_close(torch.cat([first, last]), expect(model, ids))
 
 
 @pytest.mark.parametrize(("quantize", "least"), [("int8", 0.999), ("int4", 0.97)])
-def test_quantised_logits_are_close(quantize: Quantize, least: float) -> None:
+def test_quantised_logits_areis_close(quantize: Quantize, least: float) -> None:
     """Random weights are the worst case: nothing of them is a rounding error to begin with."""
     model = make_model("qwen2", hidden_size=192, intermediate_size=384, initializer_range=0.05)
     ids = random_ids(60, seed=6)
