@@ -38,6 +38,11 @@ class EventConnection(asyncio.Protocol):
         self._transport.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
         await self._ended
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the gateway has not closed it: it does that with idle ones."""
+        return not self._transport.is_closing()
+
     def close(self) -> None:
         """Leave."""
         self._transport.close()

@@ -73,6 +73,7 @@ class BenchStack:
         body = msgspec.json.encode({"temperature": 0, "ignore_eos": True, "stream": True} | payload)
         headers = {"Content-Type": "application/json"} | bearer(key)
         reading = _Reading()
+        self._idle = [connection for connection in self._idle if connection.is_open]
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
             await connection.post("/v1/jobs", headers, body, reading.take)

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     lease_s: Seconds = Field(10, description="a worker that is silent for this long is dead")
     max_losses: Count = Field(3, description="workers that a job may lose before it fails")
     flush_ms: float = Field(
-        20, ge=0, le=1000, description="at most one append per job in this time"
+        30, ge=0, le=1000, description="at most one append per job in this time"
     )
     poll_s: Seconds = Field(1, description="look for work this often without a bell")
     worker_drain_s: Seconds = Field(

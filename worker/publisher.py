@@ -53,6 +53,7 @@ class Publisher:
         self._flush_s = flush_s
         self._holder = holder
         self._dirty: set[str] = set()
+        self._flushed_at = 0.0
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()  # a first token or an end: do not wait for the interval
 
@@ -103,6 +104,7 @@ class Publisher:
                 await asyncio.sleep(RETRY_S)  # silent until the lease is renewed or lapsed
                 continue
             self._urgent.clear()
+            self._flushed_at = time.monotonic()
             try:
                 await self.flush(self._due())
             except UNAVAILABLE as error:
@@ -122,7 +124,12 @@ class Publisher:
         await together(step for step in rest if step is not None)
 
     async def _wait_for_work(self) -> None:
-        """Return when something is to be sent: in the rhythm of the interval, or at once."""
+        """Return when something is to be sent: in the rhythm of the interval, or at once.
+
+        Tokens wait for those of the next step, if they come within the interval: what was handed
+        out just now is sent while the model computes, and does not take the interpreter's lock
+        from it between two steps.
+        """
         if not self._dirty:
             self._wake.clear()
             try:
@@ -132,9 +139,15 @@ class Publisher:
                 return
         try:
             async with asyncio.timeout(self._flush_s):
-                await self._urgent.wait()
+                while not self._urgent.is_set() and not self._is_due:
+                    self._wake.clear()
+                    await self._wake.wait()
         except TimeoutError:
             return
+
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._flushed_at >= self._flush_s
 
     def _due(self) -> list[AttemptLog]:
         """Return the attempts with news, and the silent ones, to ask whether they still may run."""

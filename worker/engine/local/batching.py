@@ -36,14 +36,12 @@ def make_batch(slices: Many[Slice], block_tokens: int, device: torch.device) -> 
         rows += range(after - num_rows(part), after)
     offsets = [position % block_tokens for position in positions]
     longs = np.array([*ids, *positions, *blocks, *offsets, *rows], np.int64)
-    sizes = [*4 * [len(ids)], len(rows)]
-    device_ids, device_positions, device_blocks, device_offsets, device_rows = torch.split(
-        _copy(longs, device), sizes
+    device_ids, device_positions, device_blocks, device_offsets, device_rows = _copy(
+        longs, [*4 * [len(ids)], len(rows)], device
     )
-    of_sequences = _copy(_of_sequences(slices, starts, ends), device)
-    num = len(slices)
+    num, of_sequences = len(slices), _of_sequences(slices, starts, ends)
     sizes = [num + 1, num, len(of_sequences) - 2 * num - 1]
-    bounds, limits, tables = torch.split(of_sequences, sizes)
+    bounds, limits, tables = _copy(of_sequences, sizes, device)
     return Batch(
         ids=device_ids,
         positions=device_positions,
@@ -76,5 +74,10 @@ def _of_sequences(slices: Many[Slice], starts: list[int], ends: list[int]) -> ND
     return numbers
 
 
-def _copy(numbers: NDArray[np.int32] | NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(numbers).to(device, non_blocking=True)
+def _copy(
+    numbers: NDArray[np.int32] | NDArray[np.int64], sizes: list[int], device: torch.device
+) -> Many[Tensor]:
+    """Return parts of these sizes on the device."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in np.split(numbers, [*accumulate(sizes[:-1])])]
+    return torch.split(torch.from_numpy(numbers).to(device, non_blocking=True), sizes)

@@ -85,15 +85,14 @@ class EngineCore:
         return self._run(slices[:half], meanwhile) + self._run(slices[half:], meanwhile)
 
     def _settle(self, slices: Many[Slice], logits: Tensor, started: float) -> list[Made]:
-        parts = torch.split(logits, [num_rows(part) for part in slices])
-        scored = self._score_prompts(slices, parts)
         last = [part.sequence for part in slices if part.is_last]
-        sampled = Sampled([], [], [])
-        if last:
-            if len(logits) > len(last):
-                ends = zip(slices, parts, strict=True)
-                logits = torch.stack([rows[-1] for part, rows in ends if part.is_last])
-            sampled = self._sampler.sample(logits, [sequence.sampler for sequence in last])
+        scored: list[Made] = []
+        if len(logits) > len(last):
+            parts = torch.split(logits, [num_rows(part) for part in slices])
+            scored = self._score_prompts(slices, parts)
+            ends = [rows[-1] for part, rows in zip(slices, parts, strict=True) if part.is_last]
+            logits = torch.stack(ends) if ends else logits[:0]
+        sampled = self._sampler.sample(logits, [sequence.sampler for sequence in last])
         self._account(slices, time.perf_counter() - started)
         # From here on nothing fails: a step that is run again must find everything as it was.
         made: list[Made] = scored

@@ -93,10 +93,11 @@ class FusedLlama:
         threads = self._find_crew().choose()
         self._reserve(tokens, threads)
         panels = int(self._weights.matrices[-1]["panels"])
-        logits = torch.empty((wanted, panels * PANEL), dtype=torch.float32)
-        # Contiguous copies, where they are ones, live until the call is over.
-        tensors = {
-            name: getattr(batch, name).contiguous()
+        # Arrays: making them does not give the interpreter's lock away, for the event loop is at
+        # work. Contiguous copies, where they are ones, live until the call is over.
+        logits = np.empty((wanted, panels * PANEL), np.float32)
+        arrays = {
+            name: np.ascontiguousarray(getattr(batch, name).numpy())
             for name in ("ids", "positions", "blocks", "offsets", "starts", "tables", "rows")
         }
         self._set(
@@ -104,13 +105,13 @@ class FusedLlama:
             wanted=wanted,
             sequences=len(batch.lengths),
             table_width=batch.tables.shape[1],
-            logits=logits.data_ptr(),
-            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+            logits=address(logits),
+            **{name: address(array) for name, array in arrays.items()},
         )
         began = time.perf_counter()
         self._team.run(self._work, address(self._pass), threads)
         self._crew.learn(tokens, time.perf_counter() - began)
-        return logits[:, : self._vocabulary]
+        return torch.from_numpy(logits[:, : self._vocabulary])
 
     def _find_crew(self) -> Crew:
         """Return the crew of the calling thread: torch's number of threads is set per thread."""

@@ -9,6 +9,7 @@ many of them. So ranks are taken from 64-bit keys that hold a logit and its toke
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # The maximum over 32 neighbours is read at the memory's speed; over 16 it is not (torch 2.13).
@@ -22,9 +23,18 @@ def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
     if logits.is_cuda:
         values, ids = logits.max(dim=-1)
         return values, ids
-    # NumPy's argmax is vectorised and torch's is not: 6 against 45 µs at 49,152 logits.
-    ids = torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.gather(1, ids[:, None])[:, 0], ids
+    found, places = greatest_of(logits.numpy())
+    return torch.from_numpy(found), torch.from_numpy(places)
+
+
+def greatest_of(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Do the same with arrays.
+
+    NumPy's argmax is vectorised and torch's is not: 6 against 45 µs at 49,152 logits. It also
+    gives the interpreter's lock away only once; each of torch's operations does.
+    """
+    ids = logits.argmax(axis=-1)
+    return logits[np.arange(len(logits)), ids], ids
 
 
 def largest(logits: Tensor, count: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from common.jobs import Sampling
 from worker.engine.local.sampling.drawing import draw
 from worker.engine.local.sampling.logprobs import RawLogprobs, tabulate
 from worker.engine.local.sampling.penalties import change_logits
-from worker.engine.local.sampling.ranking import greatest
+from worker.engine.local.sampling.ranking import greatest, greatest_of
 from worker.engine.local.sampling.settings import Settings
 from worker.engine.local.sampling.state import SamplerState
 from worker.engine.local.sampling.truncation import draw_nucleus, draw_ranked, weigh
@@ -63,11 +64,25 @@ class Sampler:
         if not states:
             return Sampled([], [], [])
         with torch.inference_mode():
+            if not logits.is_cuda and all(state.is_plain for state in states):
+                return _most_likely(logits)
             logits = logits.detach().contiguous()
             table = tabulate(logits, states)
             ids = _choose(logits, states).tolist()
             is_finite = [token_id >= 0 for token_id in ids]
             return Sampled(ids, is_finite, table.report(ids) if table else [None for _ in ids])
+
+
+def _most_likely(logits: Tensor) -> Sampled:
+    """Do what ``sample`` does where all states are plain.
+
+    Without torch: while its operations give the interpreter's lock away and ask for it again, the
+    event loop is at work, and each would wait for it.
+    """
+    values, ids = greatest_of(logits.numpy())
+    is_finite = np.isfinite(values)
+    chosen = np.where(is_finite, ids, -1)
+    return Sampled(chosen.tolist(), is_finite.tolist(), [None] * len(chosen))
 
 
 def _choose(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:

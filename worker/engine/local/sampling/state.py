@@ -73,6 +73,11 @@ class SamplerState:
         return self.sampling.temperature < GREEDY_BELOW
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing is asked but the most likely token by the logits as they come."""
+        return self.is_greedy and self.num_logprobs is None and not self.changes_logits
+
+    @property
     def banned_ids(self) -> NDArray[np.int64]:
         """The tokens that must not be chosen at this position."""
         return self._banned_ids if self.position < self._min_tokens else self._banned_ids[:0]
