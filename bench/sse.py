@@ -22,7 +22,7 @@ class EventConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser
         self._on_event: Callable[[bytes], None]
         self._rest = b""
-        self._ended: asyncio.Future[None]
+        self._ended: asyncio.Future[None] | None = None
 
     async def post(
         self, path: str, headers: dict[str, str], body: bytes, on_event: Callable[[bytes], None]
@@ -32,11 +32,12 @@ class EventConnection(asyncio.Protocol):
         Raises ``Refused`` and ``ConnectionError``.
         """
         self._parser, self._rest = httptools.HttpResponseParser(self), b""
-        self._on_event, self._ended = on_event, asyncio.get_running_loop().create_future()
+        self._on_event = on_event
+        ended = self._ended = asyncio.get_running_loop().create_future()
         fields = {"Host": "localhost", "Content-Length": str(len(body))} | headers
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self._transport.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        await self._ended
+        await ended
 
     @property
     def is_open(self) -> bool:
@@ -57,8 +58,7 @@ class EventConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell who waits for the end."""
-        if not self._ended.done():
-            self._ended.set_exception(exc or ConnectionError("the answer was cut"))
+        self._end(exc or ConnectionError("the answer was cut"))
 
     def on_body(self, body: bytes) -> None:
         """Pass on the events that are whole; httptools calls this."""
@@ -72,10 +72,16 @@ class EventConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Let ``post`` return; httptools calls this."""
-        if self._parser.get_status_code() in OK:
+        is_ok = self._parser.get_status_code() in OK
+        self._end(None if is_ok else Refused(self._rest.decode()))
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended is None or self._ended.done():
+            return
+        if error is None:
             self._ended.set_result(None)
         else:
-            self._ended.set_exception(Refused(self._rest.decode()))
+            self._ended.set_exception(error)
 
 
 async def connected(host: str, port: int) -> EventConnection:

@@ -79,7 +79,8 @@ class BenchStack:
             await connection.post("/v1/jobs", headers, body, reading.take)
         except Refused as refusal:
             raise JobFailed(str(refusal)) from None
-        self._idle.append(connection)
+        finally:
+            self._idle.append(connection)
         return reading.ran()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from common.connections import every_server
 from common.emitted import num_emitted
 from common.events import ErrorInfo, Event, Failed, Tokens
-from common.job_store import Snapshot
+from common.job_record import Snapshot
 from common.jobs import JobSpec
 from common.keys import Keys
 

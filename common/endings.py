@@ -12,7 +12,8 @@ from common.dead_letters import UNREADABLE, WORKER_LOST
 from common.deadlines import GRACE_MS, is_overdue, passed
 from common.emitted import num_emitted
 from common.events import Cancelled, Ended, ErrorInfo, Event, Expired, Failed, Usage
-from common.job_store import JobRecord, JobStore, Outcome, Snapshot
+from common.job_record import JobRecord, Snapshot
+from common.job_store import JobStore, Outcome
 from common.jobs import FinishReason, JobState
 from common.lanes import Lanes
 

@@ -126,9 +126,7 @@ class Settings(BaseSettings):
     )
     lease_s: Seconds = Field(10, description="a worker that is silent for this long is dead")
     max_losses: Count = Field(3, description="workers that a job may lose before it fails")
-    flush_ms: float = Field(
-        30, ge=0, le=1000, description="at most one append per job in this time"
-    )
+    flush_ms: float = Field(30, ge=0, le=1000, description="append a job's tokens about this often")
     poll_s: Seconds = Field(1, description="look for work this often without a bell")
     worker_drain_s: Seconds = Field(
         20, description="time for running jobs to finish on SIGTERM (`up`: 3 at most)"

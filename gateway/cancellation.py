@@ -2,7 +2,8 @@
 
 from common.endings import Choose, cancelled, end_idle
 from common.events import Ended
-from common.job_store import Outcome, Snapshot
+from common.job_record import Snapshot
+from common.job_store import Outcome
 from common.jobs import JobState
 from common.lanes import Lanes
 from gateway.relay import job_not_found

@@ -12,7 +12,7 @@ from common.connections import UNAVAILABLE
 from common.deadlines import is_overdue
 from common.endings import end_if_overdue
 from common.errors import Problem
-from common.job_store import Snapshot
+from common.job_record import Snapshot
 from gateway.cancellation import cancel_job
 from gateway.event_stream import open_new_stream, open_stream
 from gateway.links import Link

@@ -6,7 +6,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from common.job_store import JobRecord
+from common.job_record import JobRecord
 from common.jobs import JobState
 from gateway.reading import bad_request, read_number
 from gateway.replies import json_response

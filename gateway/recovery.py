@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from common.connections import UNAVAILABLE, every_server
-from common.job_store import JobRecord, JobStore
+from common.job_record import JobRecord
+from common.job_store import JobStore
 from common.jobs import ACTIVE, JobState
 from common.keys import Keys
 from common.lanes import Lanes

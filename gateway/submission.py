@@ -66,11 +66,9 @@ async def accept(
     job_id, is_known = await _name(services, tenant, idempotency_key)
     told: dict[str, str] = {}
     if not is_known:  # what an earlier request has passed may have changed since, perhaps by it
+        await check_stored(services, tenant, spec)
         lanes = Lanes(services.redis, services.keys, spec.model)
-        _, told = await asyncio.gather(
-            check_stored(services, tenant, spec),
-            _admit(services, lanes, tenant, request, limits),
-        )
+        told = await _admit(services, lanes, tenant, request, limits)
 
     new = _new_job(services.settings, tenant, job_id, spec, _fingerprint(request))
     submitted = await _create(services, new)

@@ -6,7 +6,7 @@ import msgspec
 
 from common.endings import usage_so_far
 from common.events import Ended, Usage, decode_event, is_terminal
-from common.job_store import JobRecord, Snapshot
+from common.job_record import JobRecord, Snapshot
 from common.registry import LiveWorker
 from gateway.answers import choice_views
 from gateway.schemas import JobView, WorkerView

@@ -21,7 +21,7 @@ from common.events import (
     Usage,
     encode_event,
 )
-from common.job_store import Snapshot
+from common.job_record import Snapshot
 from common.jobs import FinishReason
 from common.lanes import Claim
 from worker.engine.protocol import Delta, Finished, Output, Prefilled, Refused, Request

@@ -20,6 +20,7 @@ _log = structlog.get_logger()
 
 BEATS_PER_LEASE = 4
 MIN_BEAT_S = 0.25
+"""A worker with one short job after another would be busy telling that it is busy, or idle."""
 
 
 class Lease:
@@ -76,7 +77,7 @@ class Lease:
             while not self._stopped:
                 if not self._swept:
                     self._beat_once()
-                time.sleep(MIN_BEAT_S)  # however often something changes
+                time.sleep(min(MIN_BEAT_S, self._lease_s / (2 * BEATS_PER_LEASE)))
                 self._beat.wait(self._lease_s / BEATS_PER_LEASE)
                 self._beat.clear()
         except Exception as error:  # noqa: BLE001 - handed to the worker, which ends with it

@@ -5,7 +5,7 @@ import msgspec
 from common.endings import Choose, usage_so_far
 from common.errors import HeadraceError
 from common.events import Completed, ErrorInfo, Failed
-from common.job_store import JobRecord, Snapshot
+from common.job_record import JobRecord, Snapshot
 from common.jobs import FinishReason, JobSpec
 from common.prompts import Commit, PromptIndex, StoredPrompt
 from common.token_ids import pack_ids
@@ -62,8 +62,10 @@ async def commit(prompts: PromptIndex, log: AttemptLog, engine: Engine) -> None:
     Nothing happens where there is no sequence, or where it was done. Safe to repeat.
     """
     record, end = log.grant.snapshot.record, log.end
-    if not has_to_commit(log) or not record.spec.prompt_id or not isinstance(end, Completed):
+    if not has_to_commit(log):
         return
+    assert isinstance(end, Completed)
+    assert record.spec.prompt_id
     sequence = Commit(
         job=record.id,
         epoch=log.grant.epoch,

@@ -11,7 +11,8 @@ from common.emitted import emitted_choices
 from common.endings import choose_end, end_idle, end_unreadable, num_losses
 from common.errors import HeadraceError
 from common.events import ErrorInfo, Started
-from common.job_store import JobRecord, Outcome, Snapshot
+from common.job_record import JobRecord, Snapshot
+from common.job_store import Outcome
 from common.lanes import Claim
 from common.token_ids import unpack_ids
 from worker.attempt import AttemptLog, Grant

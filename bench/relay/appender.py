@@ -18,7 +18,7 @@ from common.events import Started, Tokens, encode_event
 from common.job_store import Append, JobStore, Outcome
 from common.keys import Keys
 
-FLUSH_S = 0.02  # the worker's default interval
+FLUSH_S = 0.02  # as often as a worker with short steps at most, and somewhat more
 
 _WORDS = (" the", " river", " turns", " slowly", " under", " a", " wooden", " wheel", ",", " and")
 

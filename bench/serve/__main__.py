@@ -41,6 +41,7 @@ class ShapeFlags:
     waves: Annotated[int, typer.Option(help="Requests per concurrent one.")] = 4
     dtypes: Annotated[str, typer.Option(help="dtypes of vllm serve.")] = "bfloat16,float32"
     float32: Annotated[bool, typer.Option(help="Ours in fp32 instead of the default.")] = False
+    threads: Annotated[int, typer.Option(help="Of our engine, bare too; 0: all cores.")] = 0
 
     def shape(self, *, quick: bool) -> Shape:
         """Return the same as numbers."""
@@ -48,7 +49,9 @@ class ShapeFlags:
         if quick:
             return Shape((2,), 1, 8, 2, names[:1], self.float32)
         numbers = tuple(int(part) for part in self.levels.split(","))
-        return Shape(numbers, self.rounds, self.max_tokens, self.waves, names, self.float32)
+        return Shape(
+            numbers, self.rounds, self.max_tokens, self.waves, names, self.float32, self.threads
+        )
 
 
 @unpacked

@@ -39,6 +39,8 @@ class Shape:
     waves: int
     dtypes: tuple[str, ...]
     float32: bool
+    threads: int = 0
+    """Of our engine, bare and in the stack; 0: all cores."""
 
     @property
     def capacity(self) -> int:
@@ -77,7 +79,7 @@ class Rounds:
     def _bare(self) -> AbstractContextManager[ContenderProcess]:
         name = FLOAT32 if self._shape.float32 else DEFAULT
         engine = next(each for each in contenders(Peers("", "")) if each.name == name)
-        plan = self._model.plan("", self._shape.capacity, 0, 2048)
+        plan = self._model.plan("", self._shape.capacity, self._shape.threads, 2048)
         return loaded(engine, plan, OUT)
 
     def _vllm_serve(self, dtype: str) -> AbstractAsyncContextManager[VllmServe]:
@@ -85,8 +87,10 @@ class Rounds:
         return vllm_serve(self._vllm, self._model.directory, dtype, self._shape.capacity, log)
 
     def _settings(self) -> dict[str, object]:
-        settings: dict[str, object] = {"workers": 1, "capacity": self._shape.capacity}
-        if self._shape.float32:
+        shape = self._shape
+        settings: dict[str, object] = {"workers": 1, "capacity": shape.capacity}
+        settings["threads"] = shape.threads
+        if shape.float32:
             settings |= {"dtype": "float32", "quantize": "none"}
         return settings
 

@@ -19,7 +19,8 @@ from common.endings import (
     worker_lost,
 )
 from common.events import Cancelled, Ended, Expired, Failed, Retrying, decode_event
-from common.job_store import JobStore, Snapshot
+from common.job_record import Snapshot
+from common.job_store import JobStore
 from common.jobs import JobState, Priority
 from common.keys import Keys
 from common.lanes import Lanes

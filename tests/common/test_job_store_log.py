@@ -331,3 +331,54 @@ async def _tell_wrong_things(store: JobStore) -> None:
     for operation in (Move(takes=True), early, TryAppend(0, 0, 2), again, Move(takes=True), zombie):
         await _apply(store, job.id, model, operation)
     assert await store.log(job.id) == list(enumerate(model.accepted))
+
+
+def _ending(job_id: str, epoch: int, n: int, *texts: str) -> Append:
+    return Append(job_id, epoch, n, make_payloads(*texts), BROKEN, RETENTION_MS)
+
+
+async def test_the_end_comes_behind_the_last_events(store: JobStore) -> None:
+    """In one round trip; asked again, the job has ended."""
+    job = await submit(store)
+    epoch = await start(store, job.id)
+    assert await store.append([_ending(job.id, epoch, 2, "a", "b")]) == [(Outcome.OK, 5)]
+    assert await store.append([_ending(job.id, epoch, 2, "a", "b")]) == [(Outcome.CLOSED, 5)]
+    events = [decode_event(payload) for _, payload in await store.log(job.id)]
+    assert [is_terminal(event) for event in events] == [False] * 4 + [True]
+
+
+async def test_an_end_alone_is_written(store: JobStore) -> None:
+    """There may be nothing left to say before it."""
+    job = await submit(store)
+    epoch = await start(store, job.id)
+    assert await store.append([_ending(job.id, epoch, 2)]) == [(Outcome.OK, 3)]
+
+
+async def test_no_end_where_the_events_before_it_are_refused(store: JobStore) -> None:
+    """Neither after a gap nor under another's epoch; the neighbour's end is written."""
+    jobs = [await submit(store) for _ in range(3)]
+    gap, zombie, good = [(job.id, await start(store, job.id)) for job in jobs]
+    found = await store.append(
+        [
+            _ending(gap[0], gap[1], 3, "b"),
+            _ending(zombie[0], zombie[1] - 1, 2, "a"),
+            _ending(good[0], good[1], 2, "a"),
+        ]
+    )
+    assert found == [(Outcome.GAP, 2), (Outcome.FENCED, 2), (Outcome.OK, 4)]
+    assert [len(await store.log(job.id)) for job in jobs] == [2, 2, 4]
+
+
+@pytest.mark.fault(19)
+async def test_an_append_that_was_forgotten_holds_up_its_end(
+    store: JobStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server knows one of both scripts: the end says that something is missing, and waits."""
+    job = await submit(store)
+    epoch = await start(store, job.id)
+    await redis.script_load(job_store._FINISH.text)
+    monkeypatch.setattr(job_store._APPEND, "sha", "0" * 40)
+    ending = _ending(job.id, epoch, 2, "a", "b")
+    outcomes = [await store.append([ending]) for _ in range(3)]
+    assert outcomes == [[(Outcome.GAP, 2)], [(Outcome.OK, 5)], [(Outcome.CLOSED, 5)]]
+    assert await _texts(store, job.id) == ["a", "b"]

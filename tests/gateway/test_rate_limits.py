@@ -77,6 +77,14 @@ async def test_tokens_of_a_minute_are_refused_until_they_are_back(
     assert refused.headers["ratelimit-policy"] == '"queued";q=2, "tokens";q=1000;w=60'
 
 
+async def test_a_job_that_builds_on_nothing_costs_nothing(client: httpx2.AsyncClient) -> None:
+    """Else who tries in vain to go on with a forgotten prompt would soon be refused everything."""
+    for _ in range(3):
+        lost = {"prompt_id": "forgotten", "max_tokens": 900}
+        check_problem(await client.post("/v1/jobs", json=lost), 404, "prompt-not-found")
+    assert (await client.post("/v1/jobs", json={**JOB, "max_tokens": 900})).status_code == 202
+
+
 async def test_a_job_beyond_the_limit_itself_can_never_come(client: httpx2.AsyncClient) -> None:
     """It is refused for good: no waiting would help."""
     refused = await client.post("/v1/jobs", json={**JOB, "max_tokens": 1_000})

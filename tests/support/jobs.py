@@ -1,7 +1,8 @@
 """Jobs and workers for tests, with every field filled in and the telling ones as arguments."""
 
 from common.events import Accepted, Completed, Failed, Started, Tokens, encode_event
-from common.job_store import Append, JobRecord, JobStore, NewJob, Outcome
+from common.job_record import JobRecord
+from common.job_store import Append, JobStore, NewJob, Outcome
 from common.jobs import FinishReason, JobSpec
 from common.names import random_job_id
 from common.registry import WorkerInfo, WorkerState

@@ -19,7 +19,7 @@ from common.events import (
     decode_event,
     encode_event,
 )
-from common.job_store import JobRecord, Snapshot
+from common.job_record import JobRecord, Snapshot
 from common.jobs import FinishReason, JobSpec, JobState
 from common.lanes import Claim
 from worker.attempt import AttemptLog, Grant

@@ -84,6 +84,25 @@ async def test_the_first_token_is_sent_at_once(make_rig: MakeRig, backend: Backe
     assert ids_of(await events_of(backend, job_id)) == (1,)
 
 
+async def test_later_tokens_are_sent_in_the_rhythm_of_the_engine(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """What comes when the interval is over is sent at once, with all that waited for it."""
+    rig, job_id = await hold_by_hand(make_rig, backend, flush_s=LONG_S)
+    log = rig.publisher.attempts[job_id]
+    say(rig, job_id, Delta((1,), "a"))
+    await until(lambda: log.is_sent)
+    noted = record_appends(rig)
+    say(rig, job_id, Delta((2,), "b"))
+    await until(lambda: not rig.publisher._wake.is_set())
+    assert noted == []
+    rig.publisher._flushed_at -= LONG_S
+    say(rig, job_id, Delta((3,), "c"))
+    await until(lambda: log.is_sent)
+    assert [len(item.payloads) for batch in noted for item in batch] == [1]
+    assert ids_of(await events_of(backend, job_id)) == (1, 2, 3)
+
+
 async def test_an_end_is_sent_at_once(make_rig: MakeRig, backend: Backend) -> None:
     """It takes along what was pending."""
     rig, job_id = await hold_by_hand(make_rig, backend, flush_s=LONG_S)

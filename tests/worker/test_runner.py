@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.jobs import JobState
+from common.jobs import FinishReason, JobState
 from common.lanes import Claim
 from tests.support.jobs import MODEL, STOPPED, TENANT, read
 from tests.support.jobs import start as start_job
@@ -33,6 +33,7 @@ from tests.worker.rig import (
 )
 from worker import runner
 from worker.backend import Backend
+from worker.engine.protocol import Finished
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,41 @@ async def test_it_does_not_ask_again_for_what_it_has_just_seen(
         rig.spawn(rig.runner.run(4, LONG_S))
         await until(lambda: len(rig.publisher.attempts) == 1)
         assert claim.call_count == 1
+
+
+async def test_an_end_is_no_reason_to_ask_where_nothing_was_left(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The bell has told of what came since."""
+    rig = make_rig()
+    await rig.join()
+    lanes = rig.backend.lanes
+    job_id = await submit(backend)
+    with patch.object(lanes, "claim", side_effect=lanes.claim) as claim:
+        rig.spawn(rig.publisher.run())
+        rig.spawn(rig.runner.run(4, LONG_S))
+        await end_of(backend, job_id)
+        await until(lambda: not rig.runner.num_held)
+        await at_rest(backend)
+        assert not rig.runner.work.is_set()
+        assert claim.call_count == 1
+
+
+async def test_an_end_makes_room_for_what_came_meanwhile(
+    make_rig: MakeRig, backend: Backend
+) -> None:
+    """The bell rang while no slot was free; no poll comes, and no other bell."""
+    rig = make_rig(engine=CutEngine(0))
+    await rig.join()
+    rig.spawn(rig.publisher.run())
+    first = await submit(backend)
+    rig.spawn(rig.runner.run(1, LONG_S))
+    await until(lambda: first in rig.publisher.attempts)
+    second = await submit(backend)
+    rig.runner.ring()
+    await until(lambda: not rig.runner.work.is_set())
+    rig.publisher.sink(rig.publisher.attempts[first])(Finished(FinishReason.STOP))
+    await until(lambda: second in rig.publisher.attempts)
 
 
 async def test_only_a_full_claim_may_leave_more(make_rig: MakeRig, backend: Backend) -> None:

@@ -109,7 +109,8 @@ class Paths:
         for kind, make_attention in (("grouped flash", grouped), ("flash", plain)):
             for name, build in self._in_torch(make_attention):
                 yield Path(f"{name}, {kind}, graphs", partial(self._graphed, build), dtype)
-        yield Path("generic, flash", lambda _pool: self.generic.using(plain), dtype)
+        for name, build in self._in_torch(plain):
+            yield Path(f"{name}, flash", build, dtype)
 
     def _in_torch(
         self, make_attention: Callable[[Batch], Attention]

@@ -11,6 +11,8 @@ from worker.model.generic import GenericNetwork
 
 # Longer than two blocks of 16 tokens, and no multiple of them.
 _LEAST_LEN = 43
+# What the steps below need.
+_SHORTEST_LEN = 22
 # Of the copies of its beginning.
 _SHORT_LEN = 14
 # Of the greatest logit: what the rounding of the model's numbers may change.
@@ -29,7 +31,7 @@ class _Part(NamedTuple):
 
 def text_len(block_tokens: int, context_len: int) -> int:
     """Return how many tokens the text has: more than two blocks, where the model takes so many."""
-    return min(context_len, max(_LEAST_LEN, 2 * block_tokens + 11))
+    return max(_SHORTEST_LEN, min(context_len, max(_LEAST_LEN, 2 * block_tokens + 11)))
 
 
 def num_trial_blocks(block_tokens: int, context_len: int) -> int:

@@ -105,7 +105,10 @@ class Intake:
             self._remembered[_job_id(request)] = prompt
             while len(self._remembered) > _MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
-        return Table([*prompt.chain]), [*prompt.ids, *request.emitted[0].ids]
+        emitted_ids = request.emitted[0].ids
+        ids = [*prompt.ids, *emitted_ids]
+        chain = self._chain(request.tenant, ids) if emitted_ids else [*prompt.chain]
+        return Table(chain), ids
 
     def table_of(self, tenant: str, ids: Iterable[int]) -> Table:
         """Return the names of a stored sequence's blocks."""

@@ -70,13 +70,13 @@ class EngineThread:
         """Make steps until ``Stop``; an exception from here is the end of the engine."""
         self._core.start()
         while self._obey():
-            self._made = self._core.step(self._hand_out)
-            if self._core.scheduler.is_idle:
-                self._hand_out()
+            made = self._core.step(self._hand_out)
+            self._hand_out()  # where the step failed before the model's part
+            self._made = made
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Deliver. The next step calls this when its batch is made.
+        """Deliver what the last step made. The next one calls this when its batch is made.
 
         What becomes of the tokens needs the interpreter's lock, which the model does not.
         """
@@ -93,6 +93,7 @@ class EngineThread:
                 case Cancel(sequence_id):
                     self._core.scheduler.remove(sequence_id)
                 case Call(function):
+                    self._hand_out()
                     self._core.scheduler.tidy()  # nobody who has ended comes back after it
                     function()
                 case Stop():
@@ -112,6 +113,7 @@ class EngineThread:
 
     def _wait(self) -> Command:
         """Return the next command; when there is none for a while, tidy up, and check the books."""
+        self._hand_out()
         scheduler = self._core.scheduler
         for idle_s, chore in ((TIDY_AFTER_S, scheduler.tidy), (CHECK_AFTER_S, scheduler.check)):
             with suppress(queue.Empty):

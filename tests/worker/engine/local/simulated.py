@@ -95,4 +95,4 @@ class SimulatedEngine:
                 self.cache.share_tail(sequence.table, sequence.ids)
         sequence.ids.append(hash(tuple(sequence.ids)) % 2)
         if sequence.is_over:
-            self.scheduler.remove(sequence.id)
+            self.scheduler.end(sequence.id)

@@ -279,6 +279,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(self.work):
             self.step()
         assert self.engine.scheduler.is_idle, "somebody starves"
+        self.engine.scheduler.tidy()
         assert self.engine.cache.manager.num_used == 0
 
 

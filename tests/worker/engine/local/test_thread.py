@@ -130,6 +130,33 @@ def test_a_step_that_makes_nothing_delivers_nothing(harness: Harness) -> None:
     assert harness.step() == ["s1"]
 
 
+def test_what_was_made_is_delivered_when_nobody_is_left(harness: Harness) -> None:
+    """One ends in the step in which the other one is cancelled: there will be no next step."""
+    harness.thread.post(make_sequence(0, max_tokens=1))
+    harness.thread.post(make_sequence(1, max_tokens=100))
+    harness.start()
+    harness.enter()
+    harness.thread.cancel(["s1"])
+    assert harness.leave() == ["s0", "s1"]
+
+
+def test_what_was_made_outlives_a_step_that_fails_early(harness: Harness) -> None:
+    """Before it has a batch it says nothing; the tokens of the step before are not its own."""
+    step, steps = harness.core.step, list[int]()
+
+    def fail_early(meanwhile: Callable[[], object]) -> list[Made]:
+        steps.append(len(steps))
+        return step(meanwhile if len(steps) != 2 else lambda: None)
+
+    harness.core.step = fail_early  # type: ignore[method-assign]
+    harness.thread.post(make_sequence(0, max_tokens=1))
+    harness.thread.post(make_sequence(1, max_tokens=3))
+    harness.start()
+    harness.core.gate.release(3)
+    delivered = [harness.delivered.get(timeout=DEADLINE_S) for _ in range(3)]
+    assert [[name for name, _ in made] for made in delivered] == [["s0", "s1"], ["s1"], ["s1"]]
+
+
 def test_ended_sequences_make_room(harness: Harness) -> None:
     """Who waited gets the slot in the next step."""
     for order in range(3):

@@ -23,7 +23,7 @@ class Settings:
 
     @classmethod
     def of(cls, states: Sequence[SamplerState], device: torch.device) -> "Settings":
-        """Return the states' settings; one transfer, which does not wait for the logits."""
+        """Return the states' settings; one transfer, for which nobody waits on purpose."""
         rows = [
             (s.temperature, s.top_k or torch.inf, s.top_p, s.min_p, state.uniform())
             for state in states
