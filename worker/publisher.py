@@ -6,7 +6,8 @@ when Redis comes back with less, the answer ``GAP`` says from where to send agai
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -121,7 +122,7 @@ class Publisher:
             self._settle(log, append, outcome, next_n)
             for (log, append), (outcome, next_n) in zip(batch, answers, strict=True)
         ]
-        await together(step for step in rest if step is not None)
+        await together(step() for step in rest if step is not None)
 
     async def _wait_for_work(self) -> None:
         """Return when something is to be sent: in the rhythm of the interval, or at once.
@@ -160,14 +161,14 @@ class Publisher:
 
     def _settle(
         self, log: AttemptLog, append: Append, outcome: Outcome, next_n: int
-    ) -> Coroutine[None, None, None] | None:
+    ) -> Callable[[], Awaitable[None]] | None:
         """Take note of what Redis says; returns what is still to be done, if anything."""
         if self.attempts.get(log.job_id) is not log:
             return None
         if outcome in LOST or outcome is Outcome.STALE:
-            return self._lose(log, outcome)
+            return partial(self._lose, log, outcome)
         if append.end is not None and outcome is Outcome.OK:
-            return self._close(log, append.end)
+            return partial(self._close, log, append.end)
         log.confirm(next_n)
         if log.is_sent and log.end is None:
             self._dirty.discard(log.job_id)
@@ -176,7 +177,7 @@ class Publisher:
         if outcome in (Outcome.CANCEL, Outcome.EXPIRED):
             log.expire |= outcome is Outcome.EXPIRED
             self._engine.cancel(log.request.id)
-        return self._commit(log) if log.is_sent and has_to_commit(log) else None
+        return partial(self._commit, log) if log.is_sent and has_to_commit(log) else None
 
     async def _lose(self, log: AttemptLog, outcome: Outcome) -> None:
         """Stop an attempt whose job has its end already, is gone, or belongs to another one."""
