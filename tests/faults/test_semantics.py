@@ -243,5 +243,9 @@ async def test_nothing_grows_with_the_jobs_that_were(fleet: Fleet) -> None:
     await fleet.check_at_rest()
     held = await fleet.metrics("headrace_stream_subscribers", "headrace_jobs_watched")
     assert held == [0, 0]
-    for live in await fleet.registry.workers():
-        assert (live.info.running, live.info.waiting) == (0, 0)
+
+    async def are_idle() -> bool:  # by their next heartbeats
+        infos = [live.info for live in await fleet.registry.workers()]
+        return not any(info.running or info.waiting for info in infos)
+
+    await eventually(are_idle)
