@@ -49,7 +49,8 @@ def test_presence_and_frequency_are_taken_from_tokens_of_the_answer(
         expected[0, token_id] -= presence + frequency * generated_ids.count(token_id)
     sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency)
     change_logits(logits, [state_of(sampling, prompt_ids, generated_ids)])
-    assert torch.allclose(logits, expected)
+    # Where a logit and what is taken from it nearly cancel out, its own rounding is left.
+    assert torch.allclose(logits, expected, atol=1e-5)
 
 
 def test_the_bias_is_added_before_the_penalty() -> None:
