@@ -1,6 +1,6 @@
 """The Llama family in torch's own operators, with few and large ones: what a GPU wants.
 
-A layer is 13 kernels instead of the 40 of transformers' modules: products with the same input are
+A layer is a third of the kernels that transformers' modules are: products with the same input are
 one, residuals are added by the products, queries and keys are turned together, keys and values
 are stored together.
 """

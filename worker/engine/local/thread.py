@@ -118,5 +118,7 @@ class EngineThread:
         for idle_s, chore in ((TIDY_AFTER_S, scheduler.tidy), (CHECK_AFTER_S, scheduler.check)):
             with suppress(queue.Empty):
                 return self._commands.get(timeout=idle_s)
+            self._busy_since = time.monotonic()  # a chore that hangs must show, too
             chore()
+            self._busy_since = 0.0
         return self._commands.get()
