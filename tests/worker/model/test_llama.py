@@ -1,16 +1,17 @@
 """The merged Llama computes what transformers computes, and shares the model's memory with it."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from tests.worker.model.fused.models import (
+    CUTS,
     FAMILIES,
     Part,
     expect,
     is_close,
+    logits_of,
     make_batch,
     make_model,
     make_pool,
@@ -18,8 +19,6 @@ from tests.worker.model.fused.models import (
 )
 from worker.model.attention import GatheredAttention
 from worker.model.llama import MergedLlama, is_llama
-
-_TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
 
 
 @pytest.mark.parametrize(("family", "changes"), FAMILIES)
@@ -30,13 +29,9 @@ def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) 
     ids = random_ids(150, seed=1)
     expected = expect(model, ids)
     assert is_llama(model.network)
-    for cuts in ([0, 150], [0, 1, 16, 17, 70, 112, 130, 149, 150]):
+    for cuts in ([0, 150], CUTS):
         merged = MergedLlama(model.network, make_pool(model), GatheredAttention)
-        parts = [
-            merged.forward(make_batch([Part(ids, start, end, _TABLE)]))
-            for start, end in pairwise(cuts)
-        ]
-        assert is_close(torch.cat(parts), expected)
+        assert is_close(logits_of(merged, ids, cuts), expected)
 
 
 @torch.inference_mode()

@@ -225,6 +225,22 @@ def test_a_step_that_hangs_shows(harness: Harness) -> None:
     harness.until_waiting()
 
 
+def test_a_chore_that_hangs_shows(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is idle tidies up; that is work, and the watchdog looks at it."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        may_end.wait(DEADLINE_S)
+
+    monkeypatch.setattr(harness.core.scheduler, "tidy", hang)
+    harness.start()
+    assert begun.wait(DEADLINE_S)
+    assert harness.thread.busy_since > 0
+    may_end.set()
+    harness.until_waiting()
+
+
 def test_stop_ends_it_before_the_next_step(harness: Harness) -> None:
     """Whoever runs gets no further step."""
     harness.thread.post(make_sequence(0))

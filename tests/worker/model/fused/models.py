@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from worker.kv.pool import KvPool, KvShape
-from worker.model.batch import Batch
+from worker.model.batch import Batch, Network
 from worker.model.loading import LoadedModel
 
 # Machine code is kept where the engine keeps it: it takes 19 s to compile.
@@ -154,6 +155,18 @@ def make_batch(parts: Sequence[Part], block_tokens: int = BLOCK_TOKENS) -> Batch
         max_query_len=max(part.end - part.start for part in parts),
         max_length=max(part.end for part in parts),
     )
+
+
+# Of a sequence of up to 160 tokens: scattered, and in no order.
+TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
+CUTS = [0, 1, 16, 17, 70, 112, 130, 149, 150]
+"""A sequence of 150 tokens in single ones and in chunks, along blocks and across them."""
+
+
+def logits_of(network: Network, ids: Sequence[int], cuts: Sequence[int]) -> Tensor:
+    """Return the logits of all tokens of a sequence that is computed part by part."""
+    parts = [Part(ids, start, end, TABLE) for start, end in pairwise(cuts)]
+    return torch.cat([network.forward(make_batch([part])) for part in parts])
 
 
 def is_close(logits: Tensor, expected: Tensor) -> bool:

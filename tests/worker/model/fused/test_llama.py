@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,11 +11,14 @@ import torch
 from torch import Tensor
 
 from tests.worker.model.fused.models import (
+    CUTS,
     FAMILIES,
     KERNELS,
+    TABLE,
     Part,
     expect,
     is_close,
+    logits_of,
     make_batch,
     make_model,
     make_pool,
@@ -26,24 +28,15 @@ from worker.model.fused.layout import Quantize
 from worker.model.fused.llama import KV_DTYPES, FusedLlama
 from worker.model.fused.weights import supports
 
-_TABLE = [9, 3, 40, 22, 7, 31, 1, 55, 12, 60]
-
 
 @pytest.mark.parametrize(("family", "changes"), FAMILIES)
 def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) -> None:
     """A prompt over many blocks gives the same logits, at once, in chunks and token by token."""
     model = make_model(family, **changes)
     ids = random_ids(150, seed=1)
-    expected = expect(model, ids)
-    fused = FusedLlama(model, make_pool(model), "none", KERNELS)
-    whole = fused.forward(make_batch([Part(ids, 0, 150, _TABLE)]))
-    assert is_close(whole, expected)
-    fused = FusedLlama(model, make_pool(model), "none", KERNELS)
-    cuts = [0, 1, 16, 17, 70, 112, 130, 149, 150]
-    parts = [
-        fused.forward(make_batch([Part(ids, start, end, _TABLE)])) for start, end in pairwise(cuts)
-    ]
-    assert is_close(torch.cat(parts), expected)
+    for cuts in ([0, 150], CUTS):
+        fused = FusedLlama(model, make_pool(model), "none", KERNELS)
+        assert is_close(logits_of(fused, ids, cuts), expect(model, ids))
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
@@ -86,14 +79,13 @@ def test_rows_do_not_depend_on_how_they_are_cut(
     model = make_model(family, **changes)
     ids = random_ids(150, seed=2)
 
-    def logits_of(cuts: Sequence[int]) -> Tensor:
-        fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
-        parts = [Part(ids, start, end, _TABLE) for start, end in pairwise(cuts)]
-        return torch.cat([fused.forward(make_batch([part])) for part in parts])
+    def cut(places: Sequence[int]) -> Tensor:
+        pool = make_pool(model, dtype=KV_DTYPES[quantize])
+        return logits_of(FusedLlama(model, pool, quantize, KERNELS), ids, places)
 
-    whole = logits_of([0, 150])
-    assert torch.equal(logits_of([0, 1, 16, 17, 70, 112, 130, 149, 150]), whole)
-    assert torch.equal(logits_of(range(151)), whole)
+    whole = cut([0, 150])
+    assert torch.equal(cut(CUTS), whole)
+    assert torch.equal(cut(range(151)), whole)
 
 
 @pytest.mark.parametrize("block_tokens", [1, 4, 16, 64])
@@ -109,12 +101,12 @@ def test_blocks_have_any_size(block_tokens: int) -> None:
 
 
 @pytest.mark.parametrize(("quantize", "least"), [("int8", 0.999), ("int4", 0.97)])
-def test_quantised_logits_areis_close(quantize: Quantize, least: float) -> None:
+def test_quantised_logits_are_close(quantize: Quantize, least: float) -> None:
     """Random weights are the worst case: nothing of them is a rounding error to begin with."""
     model = make_model("qwen2", hidden_size=192, intermediate_size=384, initializer_range=0.05)
     ids = random_ids(60, seed=6)
     fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
-    logits = fused.forward(make_batch([Part(ids, 0, 60, _TABLE)]))
+    logits = logits_of(fused, ids, [0, 60])
     assert torch.cosine_similarity(logits, expect(model, ids), dim=-1).min() > least
 
 
@@ -123,7 +115,7 @@ def test_only_the_wanted_rows_come_back() -> None:
     model = make_model("llama")
     ids = random_ids(20, seed=8)
     fused = FusedLlama(model, make_pool(model), "none", KERNELS)
-    batch = make_batch([Part(ids, 0, 20, _TABLE)])
+    batch = make_batch([Part(ids, 0, 20, TABLE)])
     every = fused.forward(batch)
     for rows in ([19, 3, 3], []):
         chosen = torch.tensor(rows, dtype=torch.int64)
@@ -137,8 +129,7 @@ def test_a_cache_of_half_floats(changes: dict[str, Any]) -> None:
     model = make_model("llama", initializer_range=0.05, **changes)
     ids = random_ids(120, seed=12)
     fused = FusedLlama(model, make_pool(model, dtype=torch.float16), "none", KERNELS)
-    parts = [Part(ids, start, end, _TABLE) for start, end in ((0, 100), (100, 119), (119, 120))]
-    logits = torch.cat([fused.forward(make_batch([part])) for part in parts])
+    logits = logits_of(fused, ids, [0, 100, 119, 120])
     expected = expect(model, ids)
     assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
 
@@ -151,8 +142,7 @@ def test_keys_that_half_floats_cannot_hold_show(end: int) -> None:
     fused = FusedLlama(model, make_pool(model, dtype=torch.float16), "none", KERNELS)
     ids = random_ids(20, seed=9)
     cuts = [0, end, 20] if end < 20 else [0, 20]
-    parts = [Part(ids, start, stop, _TABLE) for start, stop in pairwise(cuts)]
-    logits = torch.cat([fused.forward(make_batch([part])) for part in parts])
+    logits = logits_of(fused, ids, cuts)
     assert not torch.isfinite(logits).any()
 
 
@@ -162,7 +152,7 @@ def test_a_broken_weight_shows(quantize: Quantize) -> None:
     model = make_model("llama")
     model.network.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
     fused = FusedLlama(model, make_pool(model, dtype=KV_DTYPES[quantize]), quantize, KERNELS)
-    logits = fused.forward(make_batch([Part(random_ids(20, seed=9), 0, 20, _TABLE)]))
+    logits = logits_of(fused, random_ids(20, seed=9), [0, 20])
     assert not torch.isfinite(logits).any()
 
 
