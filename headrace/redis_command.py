@@ -12,7 +12,7 @@ from common.errors import HeadraceError
 from common.keys import Keys
 from common.settings import load
 from headrace.addresses import lacks_password, masked
-from headrace.default_server import default_server
+from headrace.default_server import PASSWORD_NOT_KEPT, default_server
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,7 @@ def with_redis(redis: str, do: Callable[[Redis, Keys], Awaitable[Result]]) -> Re
     settings = load()
     url = redis or default_server(settings)
     if lacks_password(url):
-        raise HeadraceError(f"the password of {url} is not kept; name that server with --redis")
+        raise HeadraceError(PASSWORD_NOT_KEPT.format(url))
 
     async def run() -> Result:
         client = command_client(url, max_connections=1)

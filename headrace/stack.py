@@ -29,8 +29,8 @@ class Stage(IntEnum):
     """Who is stopped when: the highest first."""
 
     SERVER = 0  # the supervisor's default: what everybody else needs is stopped last
-    WORKER = 1
-    GATEWAY = 2
+    GATEWAY = 1
+    WORKER = 2  # readers see what their jobs do until the worker is gone
 
 
 class Stack:

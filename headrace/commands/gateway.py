@@ -2,8 +2,8 @@
 
 import typer
 
-from common.settings import load
 from gateway.main import serve
+from headrace.default_server import settings_of_process
 from headrace.flags import GatewayFlags, given, unpacked
 
 app = typer.Typer(rich_markup_mode=None)
@@ -12,5 +12,8 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 @unpacked
 def gateway(flags: GatewayFlags) -> None:
-    """Run a gateway: HTTP, SSE and WebSocket in front of Redis."""
-    raise typer.Exit(serve(load(given(flags))))
+    """Run a gateway: HTTP, SSE and WebSocket in front of Redis.
+
+    Without --redis it joins a running `headrace up`.
+    """
+    raise typer.Exit(serve(settings_of_process(given(flags))))

@@ -3,7 +3,7 @@
 import typer
 
 from common.errors import StartupFailed
-from common.settings import load
+from headrace.default_server import settings_of_process
 from headrace.flags import WorkerFlags, given, unpacked
 from worker.main import serve
 
@@ -13,8 +13,11 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 @unpacked
 def worker(flags: WorkerFlags) -> None:
-    """Run a worker: it claims jobs and turns prompts into tokens."""
-    settings = load(given(flags))
+    """Run a worker: it claims jobs and turns prompts into tokens.
+
+    Without --redis it joins a running `headrace up`.
+    """
+    settings = settings_of_process(given(flags))
     try:
         code = serve(settings)
     except ModuleNotFoundError as missing:

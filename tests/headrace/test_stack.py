@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import Result
 
 from common.errors import StartupFailed
-from common.events import Tokens
+from common.events import Completed, Event, Tokens
 from common.registry import LiveWorker, WorkerInfo, WorkerState
 from common.settings import Settings
 from headrace.client import Client
@@ -30,6 +31,21 @@ def settings(folder: Path, **changes: object) -> Settings:
     """Return settings of a stack that starts quickly."""
     base = {"engine": "fake", "data_dir": folder, "port": 0, "fake_tokens_per_s": 0}
     return Settings.model_validate(base | changes)
+
+
+def start(*arguments: str, data_dir: Path) -> subprocess.Popen[str]:
+    """Start a process as a user does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace", *arguments],
+        env=os.environ | {"HEADRACE_DATA_DIR": str(data_dir)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_up(folder: Path) -> subprocess.Popen[str]:
+    """Start ``headrace up`` as a user does."""
+    return start("up", "--engine", "fake", "--port", "0", data_dir=folder)
 
 
 def ignore(_line: str) -> None:
@@ -58,6 +74,44 @@ async def test_a_stack_answers_and_leaves_nothing(tmp_path: Path) -> None:
             assert await stack.ready(ignore) == []
         async with Client(stack.url) as client:
             assert (await client.get(job.id)).usage is not None  # it survived the restart
+
+
+@pytest.mark.anyio
+async def test_readers_see_their_jobs_until_the_end(tmp_path: Path) -> None:
+    """A job that ends while the stack stops is read to its end: the gateway goes after it."""
+    seen: list[Event] = []
+    begun = asyncio.Event()
+
+    async def read(client: Client, job_id: str) -> None:
+        async for _, event in client.follow(job_id):
+            seen.append(event)
+            if isinstance(event, Tokens):
+                begun.set()
+
+    slow = settings(tmp_path, fake_tokens_per_s=10)
+    async with asyncio.TaskGroup() as readers, within(60), AsyncExitStack() as clients:
+        async with local_stack(slow, ignore, own_server=True) as stack:
+            await stack.ready(ignore)
+            client = await clients.enter_async_context(Client(stack.url))
+            job = await client.submit(JobRequest(prompt="Once", max_tokens=10))
+            reader = readers.create_task(read(client, job.id))
+            await begun.wait()
+        await reader
+    assert isinstance(seen[-1], Completed)
+
+
+@pytest.mark.anyio
+async def test_a_worker_of_its_own_joins_the_stack(tmp_path: Path) -> None:
+    """One more ``headrace worker`` needs no address."""
+    async with local_stack(settings(tmp_path, workers=0), ignore, own_server=True) as stack:
+        await stack.ready(ignore)
+        with start("worker", "--engine", "fake", data_dir=tmp_path) as process:
+            async with Client(stack.url) as client:
+                await eventually(client.is_ready)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate()
+    assert process.returncode == 0
+    assert f"Joining the stack in {tmp_path}" in said
 
 
 @pytest.mark.anyio
@@ -99,13 +153,6 @@ async def test_a_worker_that_cannot_start_stops_the_stack(tmp_path: Path) -> Non
     with pytest.raises(StartupFailed, match=r"worker-1 did not start: .*/no/such/model"):
         async with local_stack(wrong, ignore, own_server=True), within(60):
             await asyncio.Event().wait()
-
-
-def start_up(folder: Path) -> subprocess.Popen[str]:
-    """Start ``headrace up`` as a user does."""
-    options = ["--engine", "fake", "--port", "0", "--data-dir", str(folder)]
-    command = [sys.executable, "-m", "headrace", "up", *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.anyio
