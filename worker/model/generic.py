@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from worker.kv.pool import KvPool
 from worker.model.attention import Attention, GatheredAttention, Scoring, store
 from worker.model.batch import Batch
+from worker.model.masks import Masks
 
 _numbers = count()
 
@@ -57,28 +58,45 @@ class GenericNetwork:
         """Token IDs are below it."""
         return int(self._network.get_input_embeddings().num_embeddings)
 
-    def measure(self) -> list[LayerShape]:
+    def measure(self, context_len: int) -> list[LayerShape]:
         """Return the shape of every attention layer, found by running one token.
 
-        Raises ``UnsupportedModel`` where attention does not go through transformers' interface.
+        Raises ``UnsupportedModel`` where attention does not go through transformers' interface, or
+        is something else than causal up to ``context_len``, but for sliding windows.
         """
         found: list[LayerShape] = []
 
         def record(
-            module: Any, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **options: Any
+            module: Any,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Tensor | None,
+            sliding_window: int | None = None,
+            **options: Any,
         ) -> tuple[Tensor, None]:
             _refuse_extras(options)
             if key.shape != value.shape:
                 raise UnsupportedModel("its keys and values have different sizes")
+            if not masks.allow(mask, sliding_window):
+                raise UnsupportedModel("its attention has a mask of its own")
             self._layers[id(module)] = len(found)
             found.append(LayerShape(key.shape[1], key.shape[3]))
             return query.transpose(1, 2), None
 
-        AttentionInterface.register(self._name, record)
+        name = f"{self._name}-measured"
+        masks = Masks(name, context_len)
+        AttentionInterface.register(name, record)
         try:
-            self._call(_one_token(self._network.device))
+            self._call(_one_token(self._network.device), name)
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # whatever foreign modules raise where ours do not fit
+            reason = str(error).strip().partition("\n")[0]
+            raise UnsupportedModel(f"it cannot compute a token: {reason}") from error
         finally:
-            AttentionInterface.register(self._name, self._attend)
+            AttentionInterface.register(name, _detached)
+            masks.forget()
         if not found:
             raise UnsupportedModel("its attention does not use transformers' AttentionInterface")
         return found
@@ -109,9 +127,11 @@ class GenericNetwork:
         logits: Tensor = self._network(input_ids=ids[None], use_cache=False).logits
         return logits[0].float()
 
-    def _call(self, batch: Batch) -> Tensor:
-        if self._network.config._attn_implementation != self._name:  # noqa: SLF001
-            self._network.set_attn_implementation(self._name)
+    def _call(self, batch: Batch, name: str | None = None) -> Tensor:
+        """Run the model with the attention function of this name, without one with our own."""
+        name = name or self._name
+        if self._network.config._attn_implementation != name:  # noqa: SLF001
+            self._network.set_attn_implementation(name)
         output: Any = self._network(
             input_ids=batch.ids[None],
             position_ids=batch.positions[None],

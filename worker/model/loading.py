@@ -51,6 +51,11 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions, progress: Progres
         source = find_source(checkpoint, options.cache_dir / "models", progress)
         progress("loading", 0.0)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+        if not tokenizer.is_fast:
+            raise StartupFailed(
+                f"{checkpoint.name} cannot be served: its tokeniser ({type(tokenizer).__name__}) "
+                "is in Python; the engine needs a tokenizer.json."
+            )
         progress("loading", 0.5)
         network: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype)
         network.requires_grad_(requires_grad=False)
@@ -62,7 +67,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions, progress: Progres
         tokenizer=tokenizer,
         device=place,
         dtype=dtype,
-        context_len=_context_len(network),
+        context_len=_context_len(checkpoint.name, network),
         eos_ids=eos_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id),
     )
 
@@ -122,7 +127,7 @@ def _one_line_errors(name: str) -> Iterator[None]:
         yield
     except StartupFailed:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:  # transformers checks some of what a checkpoint says, not all
         first_line = str(error).strip().partition("\n")[0]
         raise StartupFailed(f"Cannot load {name}: {first_line}") from error
 
@@ -137,9 +142,16 @@ def _quiet_transformers() -> Iterator[None]:
         yield
 
 
-def _context_len(network: Any) -> int:
+def _context_len(name: str, network: Any) -> int:
+    """Return the longest sequence; raises ``StartupFailed`` for models that know none."""
     config = network.config.get_text_config()
-    return int(config.max_position_embeddings)
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise StartupFailed(
+            f"{name} ({config.model_type}) cannot be served: its configuration names no "
+            "max_position_embeddings. The engine runs decoder models with plain causal attention."
+        )
+    return int(length)
 
 
 def eos_ids(*places: int | list[int] | None) -> frozenset[int]:

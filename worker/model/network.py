@@ -181,7 +181,7 @@ def _layers(generic: GenericNetwork, model: LoadedModel) -> Sequence[LayerShape]
     if kinds := _rope_types(model) & _SHIFTING_ROPES:
         kind = min(kinds)
         raise UnsupportedModel(f"its {kind} rotary embedding depends on the longest neighbour")
-    layers = generic.measure()
+    layers = generic.measure(model.context_len)
     if len(set(layers)) > 1:
         raise UnsupportedModel("its layers have KV tensors of different sizes")
     return layers

@@ -13,6 +13,6 @@ def generic() -> GenericNetwork:
     model = make_model("llama")
     network = GenericNetwork(model.network)
     with torch.inference_mode():
-        network.measure()
+        network.measure(model.context_len)
     network.attach(make_pool(model))
     return network

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GptOssConfig, GptOssForCausalLM, masking_utils
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Qwen2MoeConfig,
+    masking_utils,
+)
 
 from tests.worker.model.fused.models import (
     Part,
@@ -22,7 +28,7 @@ torch.set_num_threads(1)  # of small tensors, several threads only wait for each
 def _make_network(model: Any) -> GenericNetwork:
     network = GenericNetwork(model.network)
     with torch.inference_mode():
-        network.measure()
+        network.measure(model.context_len)
     network.attach(make_pool(model))
     return network
 
@@ -68,9 +74,10 @@ def _wanted(
 
 def test_the_shape_of_every_layer_is_measured() -> None:
     """Key-value heads, not query heads."""
-    network = GenericNetwork(make_model("llama").network)
+    model = make_model("llama")
+    network = GenericNetwork(model.network)
     with torch.inference_mode():
-        shapes = network.measure()
+        shapes = network.measure(model.context_len)
     assert [(shape.num_heads, shape.head_dim) for shape in shapes] == [(2, 24)] * 3
     assert network.vocab_len == 331
 
@@ -100,23 +107,38 @@ def test_the_reference_is_the_models_own_attention() -> None:
         torch.testing.assert_close(network.forward(batch), expected, rtol=1e-3, atol=1e-3)
 
 
+_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_experts_per_tok": 1,
+}
+
+
 def test_what_attention_cannot_do_is_refused() -> None:
     """Attention sinks are not left out silently."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 64,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "num_local_experts": 2,
-        "num_experts_per_tok": 1,
-    }
-    model: Any = GptOssForCausalLM(GptOssConfig(**sizes))
+    model: Any = GptOssForCausalLM(GptOssConfig(head_dim=8, num_local_experts=2, **_SIZES))
     network = GenericNetwork(model.eval())
     with torch.inference_mode(), pytest.raises(UnsupportedModel, match="s_aux"):
-        network.measure()
+        network.measure(64)
+
+
+@pytest.mark.parametrize(("context_len", "is_seen"), [(64, False), (65, True)])
+def test_a_window_that_attention_is_not_told_of_is_refused(context_len: int, is_seen: bool) -> None:
+    """Qwen2-MoE has its windows in masks only, which is no matter where none is that long."""
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        Qwen2MoeConfig(use_sliding_window=True, sliding_window=64, **_SIZES)
+    )
+    network = GenericNetwork(model.eval())
+    with torch.inference_mode():
+        if is_seen:
+            with pytest.raises(UnsupportedModel, match="mask of its own"):
+                network.measure(context_len)
+        else:
+            assert len(network.measure(context_len)) == 2
 
 
 def test_no_mask_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
+from transformers import ByT5Tokenizer
 
 from common.errors import StartupFailed
+from tests.worker.engine.local.tiny import save_tiny_model
 from worker.engine.options import Device, EngineOptions
 from worker.model.checkpoint import Checkpoint
 from worker.model.loading import load_model
@@ -55,3 +57,21 @@ def test_a_file_that_is_no_gguf_fails_the_start(tmp_path: Path) -> None:
     message = _load(Checkpoint("river", gguf=file), tmp_path / "cache")
     assert message.startswith("Cannot load river")
     assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
+
+
+def test_weights_that_are_cut_off_fail_the_start(tmp_path: Path) -> None:
+    """As an interrupted download leaves them."""
+    save_tiny_model(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert _load(Checkpoint("river", directory=tmp_path), tmp_path).startswith("Cannot load river")
+
+
+def test_a_tokeniser_in_python_fails_the_start(tmp_path: Path) -> None:
+    """Ours works with the Rust half only."""
+    save_tiny_model(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    message = _load(Checkpoint("river", directory=tmp_path), tmp_path)
+    assert "ByT5Tokenizer" in message
+    assert "needs a tokenizer.json" in message

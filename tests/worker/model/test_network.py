@@ -81,7 +81,7 @@ def test_a_network_that_computes_something_else_is_refused(
 def test_layers_of_different_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block has one shape."""
     shapes = [LayerShape(2, 24), LayerShape(1, 24)]
-    monkeypatch.setattr(GenericNetwork, "measure", lambda _self: shapes)
+    monkeypatch.setattr(GenericNetwork, "measure", lambda *_: shapes)
     with pytest.raises(StartupFailed, match="different sizes"):
         _build(make_model("llama"))
 

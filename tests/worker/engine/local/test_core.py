@@ -63,7 +63,7 @@ def _make_harness(model: Any = SERVED, num_blocks: int = 64, **options: Any) -> 
     pool = make_pool(model, BLOCK_TOKENS)
     network = GenericNetwork(model.network)
     with torch.inference_mode():
-        network.measure()
+        network.measure(model.context_len)
     network.attach(pool)
     return Harness(network, KvCache(num_blocks, BLOCK_TOKENS, pool), **options)
 

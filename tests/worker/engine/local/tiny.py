@@ -12,6 +12,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -47,6 +48,7 @@ ARCHITECTURES: dict[str, type[Any]] = {
 UNSUPPORTED: dict[str, type[Any]] = {
     "falcon": FalconConfig,
     "bloom": BloomConfig,
+    "llama4_text": Llama4TextConfig,
     "mamba": MambaConfig,
     "t5": T5Config,
 }
@@ -61,6 +63,7 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "phi3": {"pad_token_id": 0},
+    "llama4_text": {"attention_chunk_size": 64, "num_local_experts": 2},
     "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
 }
 
@@ -78,7 +81,7 @@ def save_tiny_model(
 
 
 def _make_network(architecture: str, tokenizer: Any) -> Any:
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -95,6 +98,8 @@ def _make_network(architecture: str, tokenizer: Any) -> Any:
     }
     if architecture == "t5":
         return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **_OWN_SIZES["t5"]))
+    if architecture in {"bloom", "mamba"}:
+        del sizes["max_position_embeddings"]  # real ones have none
     config = (ARCHITECTURES | UNSUPPORTED)[architecture](**sizes)
     return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
