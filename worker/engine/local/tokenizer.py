@@ -9,6 +9,8 @@ from tokenizers.decoders import DecodeStream
 from common.jobs import JobSpec, Message
 from worker.engine.text import Step
 
+_ANSWER = "~answer~"  # stands for one: no template writes it itself
+
 
 class _IncrementalDecoder:
     """A ``DecodeStream`` that survives what no text has.
@@ -61,8 +63,9 @@ class Tokenizer:
             return self._encode(self._render(spec.messages), add_special_tokens=False)
         if spec.append is None:
             return list(base)
-        added = spec.append if isinstance(spec.append, str) else self._render_turns(spec.append)
-        return [*base, *self._encode(added, add_special_tokens=False)]
+        if isinstance(spec.append, str):
+            return [*base, *self._encode(spec.append, add_special_tokens=False)]
+        return [*base, *self._encode_turns(spec.append, base)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these IDs, without that of special tokens."""
@@ -82,18 +85,31 @@ class Tokenizer:
         ids: list[int] = batch[0].ids
         return ids
 
-    def _render_turns(self, messages: tuple[Message, ...]) -> str:
-        """Return what the template writes for these messages after others.
+    def _encode_turns(self, messages: tuple[Message, ...], base: Sequence[int]) -> list[int]:
+        """Return what the template writes for these messages behind the answer that ends ``base``.
+
+        It begins with what closes the answer, of which a model that ended by itself has made the
+        beginning: the end-of-turn token, but not the line break after it.
+        """
+        closing, turns = self._render_turns(messages)
+        ids = self._encode(closing + turns, add_special_tokens=False)
+        most = min(len(self._encode(closing, add_special_tokens=False)), len(base))
+        made = next((n for n in range(most, 0, -1) if list(base[-n:]) == ids[:n]), 0)
+        return ids[made:]
+
+    def _render_turns(self, messages: tuple[Message, ...]) -> tuple[str, str]:
+        """Return what the template writes to close an answer, and for these messages after it.
 
         Templates know whole conversations only (many begin one with a system message of their
         own), so the turns are rendered after a question and its answer, which are cut off again.
         """
-        before = (Message("user", "?"), Message("assistant", "!"))
+        before = (Message("user", "?"), Message("assistant", _ANSWER))
         opening = self._render(before, add_generation_prompt=False)
         whole = self._render((*before, *messages))
-        if not whole.startswith(opening):
+        _, answer, closing = opening.partition(_ANSWER)
+        if not answer or not whole.startswith(opening):
             raise TemplateError("it cannot add messages to a conversation; send all of them")
-        return whole[len(opening) :]
+        return closing, whole[len(opening) :]
 
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
+from msgspec.structs import replace
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -110,13 +111,20 @@ _TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor
 _OPENING = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
-def test_messages_are_added_as_turns() -> None:
-    """What a template writes before a conversation is not written again."""
+@pytest.mark.parametrize("end", ["<|end|>", "<|end|>\n", "\n\n", ""])
+@pytest.mark.parametrize("made", [EOS, ""])
+def test_messages_are_added_as_turns(end: str, made: str) -> None:
+    """The tokens are those of the whole conversation, whether the answer had ended or was cut."""
     backend = make_tokenizer()
-    backend.chat_template = _GREETING + _TURNS + _OPENING
-    spec = JobSpec(model="tiny", max_tokens=1, append=(Message("user", "hi"),), prompt_id="c")
-    ids = Tokenizer(backend).encode(spec, [5])
-    assert ids == [5, *TOKENIZER.encode(_spec("<|user|>hi<|end|><|assistant|>"))]
+    backend.chat_template = _GREETING + _TURNS.replace("<|end|>", end) + _OPENING
+    tokenizer = Tokenizer(backend)
+    question, answer, more = Message("user", "hm"), "the wheel", Message("user", "hi")
+    asked = JobSpec(model="tiny", max_tokens=1, messages=(question,))
+    made = made if end.startswith(EOS) else ""
+    base = [*tokenizer.encode(asked), *TOKENIZER.encode(_spec(answer + made))]
+    added = JobSpec(model="tiny", max_tokens=1, append=(more,), prompt_id="c")
+    whole = replace(asked, messages=(question, Message("assistant", answer), more))
+    assert tokenizer.encode(added, base) == tokenizer.encode(whole)
 
 
 def test_a_template_that_rewrites_the_past_cannot_add() -> None:
