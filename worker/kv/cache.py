@@ -9,12 +9,14 @@ Full blocks are shared between sequences. The last, partial one belongs to one s
 starts with is copied, or taken over where nobody else holds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, takewhile
 from operator import eq
 from typing import Protocol
 
+import structlog
 from torch import Tensor
 
 from worker.kv.blocks import BlockManager, Content
@@ -22,6 +24,8 @@ from worker.kv.chain import extend
 from worker.kv.host import StoredBlock
 from worker.kv.pool import Copied
 from worker.kv.tiers import Tiers
+
+_log = structlog.get_logger()
 
 # Blocks that continue the same prefix differently; looking at more would cost more than it finds.
 _MAX_CHILDREN = 16
@@ -35,7 +39,7 @@ class Memory(Protocol):
         ...
 
     def read(self, block: int) -> Copied:
-        """Begin to copy a block to host memory."""
+        """Begin to copy a block to host memory; raises ``MemoryError`` where there is none."""
         ...
 
     def write(self, block: int, data: Tensor) -> None:
@@ -170,12 +174,16 @@ class KvCache:
         """Write the table's full blocks through to the disk, where there is one."""
         if self._tiers is None:
             return
-        for number in reversed(range(table.num_tokens // self.block_tokens)):
-            content = self._content(table, ids, number)
+        number = table.num_tokens // self.block_tokens
+        self._key(table, ids, number)
+        times = self._tiers.use(table.chain[1 : number + 1])
+        for number, used_ns in reversed(list(enumerate(times))):
+            key = table.chain[number + 1]
             # A long conversation with short turns saves one block in many.
-            if self._tiers.is_saved(content.key) or self._tiers.save_again(content.key):
+            if self._tiers.is_saved(key) or self._tiers.save_again(key, used_ns):
                 continue
-            self._tiers.save(self._stored(table.blocks[number], content))
+            content = self._content(table, ids, number)
+            self._store(table.blocks[number], content, partial(self._tiers.save, used_ns=used_ns))
 
     def forget(self, table: Table, ids: Sequence[int]) -> None:
         """Drop what begins like ``ids``, whole blocks and parts, from every tier.
@@ -199,7 +207,7 @@ class KvCache:
         """Hand everything that is only cached to the tiers below: the device goes away."""
         if self._tiers is not None:
             for block, content in reversed(self.manager.cached()):
-                self._tiers.offer(self._stored(block, content))
+                self._store(block, content, self._tiers.offer)
 
     def _share_full(self, table: Table, ids: Sequence[int]) -> None:
         for number in range(len(ids) // self.block_tokens):
@@ -288,11 +296,16 @@ class KvCache:
 
     def _on_evict(self, block: int, content: Content) -> None:
         if self._tiers is not None and not self._tiers.holds(content.key):
-            self._tiers.offer(self._stored(block, content))
+            self._store(block, content, self._tiers.offer)
 
-    def _stored(self, block: int, content: Content) -> StoredBlock:
-        data, wait = self._memory.read(block)
-        return StoredBlock(content.key, content.parent, content.ids, data, wait)
+    def _store(self, block: int, content: Content, keep: Callable[[StoredBlock], None]) -> None:
+        """Hand a copy of a block to a tier. Without memory for it, it is lost, and no job."""
+        try:
+            data, wait = self._memory.read(block)
+        except MemoryError as error:
+            _log.warning("kv_block_lost", error=str(error).partition("\n")[0])
+            return
+        keep(StoredBlock(content.key, content.parent, content.ids, data, wait))
 
     def _content(self, table: Table, ids: Sequence[int], number: int) -> Content:
         first = number * self.block_tokens

@@ -9,13 +9,14 @@ import structlog
 
 from worker.kv.blockfile import DamagedBlock, decode, encode
 from worker.kv.chain import BlockKey
-from worker.kv.directory import BlockDirectory
+from worker.kv.directory import BlockDirectory, BlockFile
 from worker.kv.host import StoredBlock
 from worker.kv.pool import KvShape
 
 _log = structlog.get_logger()
 
 _HEADER_BYTES = 512  # of a file, without the tokens
+_LONG_AGO_NS = 1
 _SCAN_SHARE = 16  # after writing this part of the limit, look what the other workers wrote
 
 
@@ -31,7 +32,7 @@ class DiskTier:
         self.writable = limit_bytes > 0  # turns false for good when the disk does not let us
         self._directory = BlockDirectory(directory)
         self._shape = shape
-        self._sizes: dict[BlockKey, int] = {}  # the files that we know of
+        self._files: dict[BlockKey, BlockFile] = {}  # those that we know of
         self._num_bytes = 0
         self._lock = threading.Lock()  # of the two above; never held while the disk works
         self._num_unseen = 0  # bytes written since the last scan
@@ -46,7 +47,12 @@ class DiskTier:
 
     def __contains__(self, key: object) -> bool:
         """Whether there was such a file when we last looked; does not touch the disk."""
-        return key in self._sizes
+        return key in self._files
+
+    def used_ns(self, key: BlockKey) -> int:
+        """Return when a block counts as used last, as far as we know; 0 if it is not there."""
+        file = self._files.get(key)
+        return file.used_ns if file else 0
 
     def footprint(self, block: StoredBlock) -> int:
         """Return how big the block's file is, or a little more."""
@@ -67,11 +73,12 @@ class DiskTier:
                 return False
 
     def get(self, key: BlockKey) -> StoredBlock | None:
-        """Read a block, also one that another worker wrote, and check it; it counts as used."""
+        """Read a block, also one that another worker wrote, and check it; that is no use of it."""
         if not self.limit_bytes:
             return None
         try:
-            block = decode(key, self._directory.read(key), self._shape)
+            content = self._directory.read(key)
+            block = decode(key, content, self._shape)
         except OSError:  # most often another worker evicted it
             self._forget(key)
             return None
@@ -79,7 +86,8 @@ class DiskTier:
             _log.warning("kv_file_damaged", key=key.hex(), error=str(error))
             self.discard(key)
             return None
-        self.touch(key, time.time_ns())
+        if key not in self._files:  # another worker's: it knows when it was used
+            self._remember(BlockFile(_LONG_AGO_NS, key, len(content)))
         return block
 
     def touch(self, key: BlockKey, used_ns: int) -> None:
@@ -118,7 +126,7 @@ class DiskTier:
             return False
         self._directory.write(block.key, content, used_ns)
         self._num_unseen += len(content)
-        self._remember(block.key, len(content))
+        self._remember(BlockFile(used_ns, block.key, len(content)))
         return True
 
     def _touch(self, key: BlockKey, used_ns: int) -> bool:
@@ -126,7 +134,7 @@ class DiskTier:
         if size is None:
             self._forget(key)
             return False
-        self._remember(key, size)
+        self._remember(BlockFile(used_ns, key, size))
         return True
 
     def _is_full(self, size: int) -> bool:
@@ -140,8 +148,8 @@ class DiskTier:
         """
         files = self._directory.scan()
         with self._lock:
-            self._sizes = {file.key: file.size for file in files}
-            self._num_bytes = sum(self._sizes.values())
+            self._files = {file.key: file for file in files}
+            self._num_bytes = sum(file.size for file in files)
             self._num_unseen = 0
         if self._num_bytes + size <= self.limit_bytes:
             return
@@ -151,11 +159,13 @@ class DiskTier:
                 return
             self.discard(file.key)
 
-    def _remember(self, key: BlockKey, size: int) -> None:
+    def _remember(self, file: BlockFile) -> None:
         with self._lock:
-            self._num_bytes += size - self._sizes.get(key, 0)
-            self._sizes[key] = size
+            known = self._files.get(file.key)
+            self._num_bytes += file.size - (known.size if known else 0)
+            self._files[file.key] = file
 
     def _forget(self, key: BlockKey) -> None:
         with self._lock:
-            self._num_bytes -= self._sizes.pop(key, 0)
+            known = self._files.pop(key, None)
+            self._num_bytes -= known.size if known else 0

@@ -76,14 +76,18 @@ class KvPool:
         self.blocks[target].copy_(self.blocks[source])
 
     def read(self, block: int) -> Copied:
-        """Begin to copy a block to host memory.
+        """Begin to copy a block to host memory; raises ``MemoryError`` where there is none.
 
         A GPU copies into pinned memory on a stream of its own, beside what it has been given before
         and whatever this process does; the model's next step waits for that, on the card.
         """
+        try:
+            is_pinned = self._stream is not None
+            data = torch.empty(self.blocks.shape[1:], dtype=self.shape.dtype, pin_memory=is_pinned)
+        except RuntimeError as error:  # torch has no narrower one for the host
+            raise MemoryError(str(error)) from error
         if self._stream is None:
-            return Copied(self.blocks[block].to("cpu", copy=True), _done)
-        data = torch.empty(self.blocks.shape[1:], dtype=self.shape.dtype, pin_memory=True)
+            return Copied(data.copy_(self.blocks[block]), _done)
         model = torch.cuda.current_stream(self.blocks.device)
         self._stream.wait_stream(model)
         with torch.cuda.stream(self._stream):

@@ -16,6 +16,7 @@ from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier, StoredBlock
 from worker.kv.writer import DiskWriter
 
+_NOTED_NS, _STEP_NS = 60 * 10**9, 1_000
 QUEUE_BYTES = 64 * 1024**2  # a fifth of a second of a disk that takes 300 MB/s
 _CLOSE_S = 10.0
 
@@ -67,23 +68,45 @@ class Tiers:
                 if not self._is_on_disk(evicted.key):
                     self._writer.write(evicted)
 
-    def save(self, block: StoredBlock) -> None:
-        """Keep a block, and write it to disk soon: it is to outlive the process.
+    def save(self, block: StoredBlock, used_ns: int | None = None) -> None:
+        """Keep a block, and write it to disk soon, as used now or then: it outlives the process.
 
         Cheap when repeated: a block that is on disk only counts as used.
         """
         self.offer(block)
-        self._writer.save(block.key)
+        self._writer.save(block.key, used_ns)
 
-    def save_again(self, key: BlockKey) -> bool:
+    def save_again(self, key: BlockKey, used_ns: int | None = None) -> bool:
         """Save a block that is here already, which spares the copy of its data from the device.
 
         Return whether it is here; if not, ``save`` it.
         """
         is_held = self._host.get(key) is not None or self.holds(key)
         if is_held:
-            self._writer.save(key)
+            self._writer.save(key, used_ns)
         return is_held
+
+    def use(self, keys: Sequence[BlockKey]) -> list[int]:
+        """Note on disk that the blocks of a sequence are used, from its head on; return the times.
+
+        Each block counts as used a little before the one that it follows, so that tails are
+        evicted first. What was noted a moment ago is not noted again; then the times are those.
+        """
+        now_ns, noted_ns = time.time_ns(), self._noted_ns(keys)
+        is_new = now_ns - noted_ns > _NOTED_NS
+        head_ns = now_ns if is_new else noted_ns
+        times = [head_ns - number * _STEP_NS for number in range(len(keys))]
+        for key, used_ns in zip(reversed(keys), reversed(times), strict=True):
+            if is_new and self._is_on_disk(key):
+                self._writer.save(key, used_ns)
+        return times
+
+    def _noted_ns(self, keys: Sequence[BlockKey]) -> int:
+        """Return when the head counts as used, by the last block that is on disk; 0 without one."""
+        for number in reversed(range(len(keys))):
+            if used_ns := self._disk.used_ns(keys[number]):
+                return used_ns + number * _STEP_NS
+        return 0
 
     def holds(self, key: BlockKey) -> bool:
         """Whether the block is here as far as memory knows; another worker's file may be gone."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from structlog.testing import capture_logs
 
 from tests.worker.kv.fake import FakeModel, make_pool, make_table
 from worker.kv.cache import KvCache, Table
@@ -154,6 +156,23 @@ def test_what_was_evicted_comes_back(tiers: Tiers) -> None:
     device.run([9] * 12)
     assert device.run(list(range(11))) == 10
     assert device.cache.hits.host == 10
+
+
+def test_without_host_memory_a_block_is_lost_and_nothing_else(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sequence that needs its place goes on, and those tokens are computed again."""
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory")
+
+    device = Device(3, tiers)
+    device.run(list(range(11)))
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(torch, "empty", refuse)
+        assert device.run([9] * 12) == 0
+    assert [line["event"] for line in logs] == ["kv_block_lost"] * 3
+    assert device.run(list(range(11))) == 0
 
 
 def test_what_was_offloaded_outlives_the_process(tmp_path: Path) -> None:

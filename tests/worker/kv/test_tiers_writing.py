@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from structlog.testing import capture_logs
 from tests.worker.kv.blocks import BLOCK_BYTES, DEADLINE_S, keys, make_block, make_chain
 from tests.worker.kv.tiers import Gate, MakeTiers, num_files, take
 from worker.kv.disk import DiskTier
+from worker.kv.host import StoredBlock
 
 
 def test_a_saved_block_survives_without_a_farewell(make_tiers: MakeTiers) -> None:
@@ -79,6 +82,38 @@ def test_saving_again_needs_no_data(make_tiers: MakeTiers, tmp_path: Path) -> No
     assert path.stat().st_mtime_ns > 0
     after.forget([block.key])
     assert not after.save_again(block.key)
+
+
+def _used_ns(directory: Path, blocks: Sequence[StoredBlock]) -> list[int]:
+    files = {path.stem: path for path in (directory / "kv").rglob("*.safetensors")}
+    return [files[block.key.hex()].stat().st_mtime_ns for block in blocks]
+
+
+def test_a_tail_leaves_the_disk_before_its_head(make_tiers: MakeTiers, tmp_path: Path) -> None:
+    """Though it was written a turn later, and the head was read first after a restart."""
+    blocks = make_chain(8)
+    before, began_ns = make_tiers(), time.time_ns()
+    for known in (blocks[:3], blocks):
+        times = before.use(keys(known))
+        for block, used_ns in reversed(list(zip(known, times, strict=True))):
+            if not before.is_saved(block.key):
+                before.save(block, used_ns)
+        assert before._writer.drain(DEADLINE_S)
+    noted = _used_ns(tmp_path, blocks)
+    assert noted == sorted(noted, reverse=True)
+    assert len(set(noted)) == len(blocks)
+    for path in (tmp_path / "kv").rglob("*.safetensors"):
+        os.utime(path, ns=(1, 1))
+    after = make_tiers()
+    assert after.prefetch(keys(blocks)) == len(blocks)
+    after.use(keys(blocks))
+    assert after._writer.drain(DEADLINE_S)
+    noted = _used_ns(tmp_path, blocks)
+    assert noted == sorted(noted, reverse=True)
+    assert noted[-1] > began_ns
+    after.use(keys(blocks))
+    assert after._writer.drain(DEADLINE_S)
+    assert _used_ns(tmp_path, blocks) == noted, "what was noted a moment ago is not noted again"
 
 
 def test_a_full_queue_drops_blocks(make_tiers: MakeTiers, gate: Gate) -> None:

@@ -50,6 +50,7 @@ class Parts:
         cache = self.core.cache
         if self.tiers is not None:
             self.tiers.prefetch([key for key in table.chain[1:] if not cache.is_on_device(key)])
+            self.tiers.use(table.chain[1:])
         found = cache.lookup(table, ids)
         if not found:
             return "miss"
@@ -110,7 +111,7 @@ def read_parts(
     model = load_model(checkpoint, options, progress)
     paged = build_network(model, options, progress)
     limits = _limits(model, paged)
-    tiers = _tiers(options, limits, paged.pool)
+    tiers = _tiers(options, paged.pool)
     cache = KvCache(paged.num_blocks, limits.block_tokens, paged.pool, tiers)
     scheduler = Scheduler(cache, options.capacity, options.step_tokens)
     core = EngineCore(paged.network, cache, scheduler, model.device, options.threads)
@@ -152,9 +153,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tiers(options: EngineOptions, limits: Limits, pool: KvPool) -> Tiers | None:
+def _tiers(options: EngineOptions, pool: KvPool) -> Tiers | None:
     if not options.kv_host_bytes and not options.kv_disk_bytes:
         return None
-    directory = options.cache_dir / "kv" / f"{limits.fingerprint} {limits.dtype}".replace(" ", "-")
-    disk = DiskTier(directory, options.kv_disk_bytes, pool.shape)
+    # One directory, and one limit, for all models: their blocks have different names.
+    disk = DiskTier(options.cache_dir / "kv", options.kv_disk_bytes, pool.shape)
     return Tiers(HostTier(options.kv_host_bytes), disk)
