@@ -82,6 +82,14 @@ class BlockDirectory:
         except FileNotFoundError:
             return None
 
+    def find(self, key: BlockKey) -> BlockFile | None:
+        """Return a file, or nothing if it is not there or cannot be looked at."""
+        try:
+            stat = self._file(key).stat(follow_symlinks=False)
+        except OSError:
+            return None
+        return BlockFile(stat.st_mtime_ns, key, stat.st_size)
+
     def delete(self, key: BlockKey) -> None:
         """Delete a file, if it is there."""
         self._file(key).unlink(missing_ok=True)

@@ -72,6 +72,15 @@ class DiskTier:
                 self.turn_off(error)
                 return False
 
+    def look(self, key: BlockKey) -> bool:
+        """Tell whether there is such a file now, also one that another worker wrote."""
+        file = self._directory.find(key) if self.limit_bytes else None
+        if file is None:
+            self._forget(key)
+        else:
+            self._remember(file)
+        return file is not None
+
     def get(self, key: BlockKey) -> StoredBlock | None:
         """Read a block, also one that another worker wrote, and check it; that is no use of it."""
         if not self.limit_bytes:

@@ -121,6 +121,12 @@ class Tiers:
         """Whether there is nothing to be found, but for what other workers wrote."""
         return not self._host.num_bytes and not self._disk.num_bytes
 
+    def look(self, keys: Sequence[BlockKey]) -> None:
+        """Learn what other workers of this host wrote of a sequence, up to the first miss."""
+        for key in keys:
+            if not self.holds(key) and (self._writer.removes(key) or not self._disk.look(key)):
+                return
+
     def prefetch(self, keys: Sequence[BlockKey]) -> int:
         """Read the blocks of a sequence into host memory; return how many of the first are there.
 

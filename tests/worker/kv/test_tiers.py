@@ -189,3 +189,19 @@ def test_prefetching_threads_while_the_engine_offers(make_tiers: MakeTiers) -> N
     assert problems == []
     assert tiers.flush(DEADLINE_S)
     assert tiers.disk_bytes <= 40 * 1024
+
+
+def test_what_another_worker_wrote_is_learnt(make_tiers: MakeTiers) -> None:
+    """Up to the first block that is missing, and without reading any."""
+    one, other = make_tiers(), make_tiers()
+    blocks = make_chain(5)
+    for block in (*blocks[:2], *blocks[3:]):
+        one.save(block)
+    assert one._writer.drain(DEADLINE_S)
+    assert not any(other.holds(block.key) for block in blocks)
+    other.look(keys(blocks))
+    assert [other.holds(block.key) for block in blocks] == [True, True, False, False, False]
+    assert other.host_bytes == 0
+    one.forget(keys(blocks))
+    one.look(keys(blocks))
+    assert not one.holds(blocks[0].key)

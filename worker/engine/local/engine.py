@@ -93,7 +93,7 @@ class LocalEngine:
         if not self._outlet.is_open:
             return  # nothing is delivered any more
         run = self._runs[request.id] = Run(request, sink)
-        prepare = self._parts.intake.prepare
+        prepare = self._parts.prepare
         preparing = loop.run_in_executor(self._pool, prepare, request, next(self._orders))
         preparing.add_done_callback(partial(self._on_prepared, run))
 

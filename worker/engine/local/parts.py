@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 import torch
 
 from common.registry import KvCacheInfo
 from worker.engine.local.core import EngineCore
-from worker.engine.local.intake import Intake, Limits
+from worker.engine.local.intake import Intake, Limits, Prepared
 from worker.engine.local.made import Made
 from worker.engine.local.scheduler import Scheduler
 from worker.engine.local.thread import Call, EngineThread
 from worker.engine.local.tokenizer import Tokenizer
 from worker.engine.options import EngineOptions
-from worker.engine.protocol import EngineInfo, EngineStats, Progress, Request
-from worker.kv.cache import KvCache
+from worker.engine.protocol import EngineInfo, EngineStats, Progress, Refused, Request
+from worker.kv.cache import KvCache, Table
+from worker.kv.chain import BlockKey
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
 from worker.kv.pool import KvPool
@@ -23,6 +25,8 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.fingerprint import fingerprint
 from worker.model.loading import LoadedModel, load_model
 from worker.model.network import PagedModel, build_network
+
+_log = structlog.get_logger()
 
 # How long a worker that stops writes its cache to the disk.
 _SAVE_S = 5.0
@@ -47,14 +51,32 @@ class Parts:
             table, ids = self.intake.table(request)
         except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
             return ""
-        cache = self.core.cache
         if self.tiers is not None:
-            self.tiers.prefetch([key for key in table.chain[1:] if not cache.is_on_device(key)])
-            self.tiers.use(table.chain[1:])
-        found = cache.lookup(table, ids)
+            self.tiers.look(self._below(table))
+        found = self.core.cache.lookup(table, ids)
         if not found:
             return "miss"
         return "hit" if found == len(ids) - 1 else "partial"
+
+    def prepare(self, request: Request, order: int) -> Prepared | Refused:
+        """See ``Intake.prepare``. What is on disk of the prompt is in host memory afterwards."""
+        prepared = self.intake.prepare(request, order)
+        if isinstance(prepared, Prepared) and prepared.sequences:
+            self._fetch(prepared.sequences[0].table)
+        return prepared
+
+    def _fetch(self, table: Table) -> None:
+        if self.tiers is None:
+            return
+        try:
+            self.tiers.prefetch(self._below(table))
+            self.tiers.use(table.chain[1:])
+        except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
+            _log.warning("prefetch_failed", error=str(error).partition("\n")[0])
+
+    def _below(self, table: Table) -> list[BlockKey]:
+        """Return the names of the blocks that are not on the device."""
+        return [key for key in table.chain[1:] if not self.core.cache.is_on_device(key)]
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Drop the blocks of a sequence, where nobody holds them, before the next step."""

@@ -68,6 +68,9 @@ async def test_what_is_cached_outlives_a_restart(
         base = (await before.ended()).sequence
     async with loaded(tiny_model, **options) as engine:
         assert await engine.probe(Request("j:1", make_spec(PROMPTS[2]))) != "miss"
+        kv = engine.stats().kv
+        assert kv is not None
+        assert kv.host_bytes == 0, "a job's start waits for no disk"
         again = submit(engine, make_spec(PROMPTS[2]), "j:1")
         await again.ended()
         more = submit(engine, make_spec(None, append="and the grain"), "j:2", base=base)
