@@ -171,8 +171,12 @@ class Registry:
 
     async def is_alive(self, model: str, worker_id: str) -> bool:
         """Tell whether the worker's lease runs."""
+        return worker_id in await self.alive(model)
+
+    async def alive(self, model: str) -> list[str]:
+        """Return the model's workers whose leases run."""
         leases, now_ms = await self._leases(model)
-        return leases.get(worker_id, -math.inf) > now_ms
+        return [worker_id for worker_id, ends_ms in leases.items() if ends_ms > now_ms]
 
     async def workers(self) -> list[LiveWorker]:
         """Return the live workers of all models, by model and ID."""

@@ -55,14 +55,19 @@ async def show_prompt(request: Request) -> Response:
 
 
 async def forget_prompt(request: Request) -> Response:
-    """``DELETE /v1/prompts/{id}``: forget it; its holder is told to drop the tensors."""
+    """``DELETE /v1/prompts/{id}``: forget it; all workers of its model drop the tensors.
+
+    Not only the last one that worked on it: others may have the conversation of an earlier turn,
+    or, since they were started again, on their disks.
+    """
     services, tenant = services_of(request), tenant_of(request)
     model, prompt_id = await _read_names(request)
     stored = await PromptIndex(services.redis, services.keys, model).forget(tenant, prompt_id)
     if stored is None:
         raise prompt_not_found(prompt_id)
     message = forget_message(tenant, stored.ids)
-    await services.redis.publish(services.keys.worker_ctl(stored.worker), message)
+    for worker_id in {stored.worker, *await services.registry.alive(model)}:
+        await services.redis.publish(services.keys.worker_ctl(worker_id), message)
     return Response(status_code=204)
 
 

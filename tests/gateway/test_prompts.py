@@ -30,9 +30,11 @@ def prompts(redis: Redis, keys: Keys, player: Player) -> PromptIndex:
     return PromptIndex(redis, keys, MODEL)
 
 
-async def keep(prompts: PromptIndex, job: str = "j1", *, tenant: str = TENANT) -> int:
+async def keep(
+    prompts: PromptIndex, job: str = "j1", *, tenant: str = TENANT, worker: str = "w1"
+) -> int:
     """Store a sequence that the player ``w1`` holds; returns its version."""
-    sequence = Commit(job, 1, "w1", (1, 2, 3), recompute_ms=LONG_MS)
+    sequence = Commit(job, 1, worker, (1, 2, 3), recompute_ms=LONG_MS)
     return await prompts.commit(tenant, CHAT, sequence)
 
 
@@ -89,20 +91,31 @@ async def test_another_model_is_another_scope(
     check_problem(await client.get(path, params={"model": "unheard"}), 404, "model-not-found")
 
 
-async def test_forgetting_tells_the_holder(
-    client: httpx2.AsyncClient, prompts: PromptIndex, redis: Redis, keys: Keys
+async def test_forgetting_tells_all_workers(
+    client: httpx2.AsyncClient,
+    prompts: PromptIndex,
+    redis: Redis,
+    keys: Keys,
+    heartbeat: Heartbeat,
 ) -> None:
-    """Once: the second time there is nothing to forget."""
-    await keep(prompts)
+    """The holder, which may be frozen, and who may have the tensors from before. Once."""
+    heartbeat.join(make_worker("w2"))
+    heartbeat.join(make_worker("w3", "another"))
+    await keep(prompts, worker="gone")
+    path = f"/v1/prompts/{CHAT}?model={MODEL}"
     async with within(), redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-        await pubsub.subscribe(keys.worker_ctl("w1"))
-        await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
-        response = await client.delete(f"/v1/prompts/{CHAT}")
+        for worker_id in ("w1", "w2", "w3", "gone"):
+            await pubsub.subscribe(keys.worker_ctl(worker_id))
+            await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
+        response = await client.delete(path)
         assert (response.status_code, response.content) == (204, b"")
-        message = (await anext(pubsub.listen()))["data"]
-    assert read_forget(message.decode()) == (TENANT, (1, 2, 3))
+        told = [await anext(pubsub.listen()) for _ in range(3)]
+    channels = {keys.worker_ctl(worker_id).encode() for worker_id in ("w1", "w2", "gone")}
+    assert {message["channel"] for message in told} == channels
+    for message in told:
+        assert read_forget(message["data"].decode()) == (TENANT, (1, 2, 3))
     assert await prompts.read(TENANT, CHAT) is None
-    check_problem(await client.delete(f"/v1/prompts/{CHAT}"), 404, "prompt-not-found")
+    check_problem(await client.delete(path), 404, "prompt-not-found")
 
 
 async def post(client: httpx2.AsyncClient, **fields: object) -> httpx2.Response:
