@@ -10,6 +10,7 @@ import worker.model.network
 from tests.worker.engine.local.engines import Reference, loaded, reference_of, saved
 from worker.engine.local.engine import LocalEngine
 
+pytest.register_assert_rewrite("tests.worker.engine.local.ways")
 torch.set_num_threads(1)  # of small tensors, several threads only wait for each other
 
 
@@ -17,6 +18,12 @@ torch.set_num_threads(1)  # of small tensors, several threads only wait for each
 def generic_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled path has tests of its own, and takes long to compile."""
     monkeypatch.setattr(worker.model.network.Paths, "_fused", lambda _paths: iter(()))
+
+
+@pytest.fixture
+def compiled_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot run the model, nothing takes its place."""
+    monkeypatch.setattr(worker.model.network.Paths, "_in_torch", lambda *_: iter(()))
 
 
 @pytest.fixture(scope="session")

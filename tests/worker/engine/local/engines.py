@@ -19,13 +19,19 @@ from tests.worker.engine.recorder import DEADLINE_S, FRESH, Recorder
 from worker.engine.local.engine import LocalEngine
 from worker.engine.local.thread import Call
 from worker.engine.options import EngineOptions
-from worker.engine.protocol import Request
+from worker.engine.protocol import Delta, Request
 from worker.model.batch import Batch, Network
 
 T = TypeVar("T")
 GREEDY = Sampling(temperature=0)
 WILD = Sampling(temperature=1.5, top_p=0.9, seed=3)
-PROMPTS = ["the river", "a wheel, 水 and the grain", "x" * 70, "🌊"]
+PROMPTS = [
+    "the river",
+    "a wheel, 水 and the grain",
+    # 71 tokens: more than four blocks, and more than the windows of those models that have one.
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich (anno 1897)",
+    "🌊",
+]
 BLOCK_BYTES = 4096  # of the tiny Llama
 
 
@@ -36,14 +42,18 @@ class Reference:
         self.network = network
         self.tokenizer = tokenizer
 
-    def generate(self, prompt_ids: list[int], max_tokens: int) -> tuple[int, ...]:
-        """Return the greedy continuation."""
+    def generate(
+        self, prompt_ids: list[int], max_tokens: int, *, ignore_eos: bool = False
+    ) -> tuple[int, ...]:
+        """Return the greedy continuation; an EOS that is ignored is a token like any other."""
+        options = {"eos_token_id": None} if ignore_eos else {}
         output = self.network.generate(
             torch.tensor([prompt_ids]),
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
             max_new_tokens=max_tokens,
             do_sample=False,
             pad_token_id=0,
+            **options,
         )
         return tuple(output[0, len(prompt_ids) :].tolist())
 
@@ -57,9 +67,9 @@ class Reference:
         return ids
 
     def text_of(self, ids: tuple[int, ...]) -> str:
-        """Return the text of whole tokens that end in whole characters."""
+        """Return the text of all tokens up to the last one that ends in a whole character."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return text.rstrip("\ufffd").rstrip()
+        return self.text_of(ids[:-1]) if text.endswith("\ufffd") else text
 
     def logprobs(self, ids: list[int]) -> Tensor:
         """Return the log probabilities of every token's successor."""
@@ -84,10 +94,13 @@ def saved(models: Path, architecture: str) -> Path:
 
 
 @asynccontextmanager
-async def loaded(directory: Path, **options: Any) -> AsyncIterator[LocalEngine]:
-    """Load an engine on one thread, with two slots and exact weights, and close it at the end."""
-    chosen = {"cache_dir": directory, "capacity": 2, "quantize": "none", "threads": 1, **options}
-    engine = LocalEngine(EngineOptions(str(directory), device="cpu", **chosen))
+async def loaded(model: Path | str, **options: Any) -> AsyncIterator[LocalEngine]:
+    """Load an engine on one thread, with two slots and exact weights, and close it at the end.
+
+    It caches in the model's directory unless it is told where.
+    """
+    chosen = {"cache_dir": model, "capacity": 2, "quantize": "none", "threads": 1, **options}
+    engine = LocalEngine(EngineOptions(str(model), device="cpu", **chosen))
     await engine.load(lambda _what, _done: None)
     try:
         yield engine
@@ -117,6 +130,13 @@ def submit(
     return recorder
 
 
+def logged(recorder: Recorder, num_deltas: int) -> Emitted:
+    """Return what a job's log has of an answer after so many deltas."""
+    deltas = [output for output in recorder.outputs if isinstance(output, Delta)][:num_deltas]
+    ids = tuple(token_id for delta in deltas for token_id in delta.ids)
+    return Emitted(ids, "".join(delta.text for delta in deltas))
+
+
 async def between_steps(engine: LocalEngine, function: Callable[[], T]) -> T:
     """Call a function on the engine's thread, after all commands that were given so far."""
     loop = asyncio.get_running_loop()
@@ -144,9 +164,11 @@ class Gate:
         engine._parts.core._network = self
         self._permits = threading.Semaphore(0)
         self._is_inside = threading.Event()
+        self.num_together = 0  # sequences of the fullest pass so far
 
     def forward(self, batch: Batch) -> Tensor:
         """Wait, and run the batch."""
+        self.num_together = max(self.num_together, len(batch.lengths))
         self._is_inside.set()
         assert self._permits.acquire(timeout=DEADLINE_S)
         return self._network.forward(batch)

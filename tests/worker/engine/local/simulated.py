@@ -1,6 +1,7 @@
 """An engine without weights: the scheduler and the KV cache, over a model that writes hashes."""
 
 from collections.abc import Sequence as Many
+from pathlib import Path
 
 from common.jobs import Sampling
 from tests.worker.kv.fake import FakeModel, make_pool, make_table
@@ -8,6 +9,9 @@ from worker.engine.local.sampling import SamplerState
 from worker.engine.local.scheduler import Scheduler, Slice
 from worker.engine.local.sequence import Sequence
 from worker.kv.cache import KvCache
+from worker.kv.disk import DiskTier
+from worker.kv.host import HostTier
+from worker.kv.tiers import Tiers
 
 BLOCK_TOKENS = 4
 TENANT = "ada"
@@ -54,9 +58,13 @@ def make_sequence(
 class SimulatedEngine:
     """Makes steps; the next token is a function of the sequence."""
 
-    def __init__(self, num_blocks: int, capacity: int, step_tokens: int) -> None:
+    def __init__(
+        self, num_blocks: int, capacity: int, step_tokens: int, num_host_blocks: int = 0
+    ) -> None:
         pool = make_pool(num_blocks, BLOCK_TOKENS)
-        self.cache = KvCache(num_blocks, BLOCK_TOKENS, pool)
+        host = HostTier(num_host_blocks * pool.shape.block_bytes)
+        self.tiers = Tiers(host, DiskTier(Path("unused"), 0))
+        self.cache = KvCache(num_blocks, BLOCK_TOKENS, pool, self.tiers)
         self.model = FakeModel(pool, self.cache.manager)
         self.scheduler = Scheduler(self.cache, capacity, step_tokens)
 

@@ -27,7 +27,7 @@ async def test_the_end_of_sequence_ends_the_answer(
     answer = submit(engine, make_spec())
     assert await answer.ended() == EOS
     assert answer.ids == ids[: ids.index(eos_id) + 1]
-    assert answer.text.rstrip() == reference.text_of(answer.ids[:-1])
+    assert answer.text == reference.text_of(answer.ids[:-1])
 
 
 async def test_an_answer_ends_no_earlier_than_it_may(

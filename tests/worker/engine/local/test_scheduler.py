@@ -1,5 +1,6 @@
 """The scheduler: slots, order, who gives way, and who takes part in a step."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -63,9 +64,10 @@ def test_removing_frees_the_slot_and_the_blocks() -> None:
     engine.scheduler.check()
 
 
-def test_when_blocks_run_out_the_youngest_waits_again() -> None:
-    """It loses its slot, not its place, and has to compute again what was evicted only."""
-    engine = SimulatedEngine(4, 2, 100)
+@pytest.mark.parametrize(("num_host_blocks", "num_kept"), [(0, 0), (8, 7)])
+def test_when_blocks_run_out_the_youngest_waits_again(num_host_blocks: int, num_kept: int) -> None:
+    """It loses its slot, not its place, and has to compute again what no tier has kept only."""
+    engine = SimulatedEngine(4, 2, 100, num_host_blocks)
     engine.scheduler.add(make_sequence(0, [1] * 7, 9))
     engine.scheduler.add(make_sequence(1, [2] * 6, 9))
     engine.step()
@@ -75,6 +77,9 @@ def test_when_blocks_run_out_the_youngest_waits_again() -> None:
     engine.step()  # the ninth tokens of both need a block
     assert _ids(engine.step()) == ["s0"]
     assert engine.scheduler.num_preemptions == 1
+    while _ids(slices := engine.step()) == ["s0"]:
+        pass
+    assert [(part.sequence.id, part.start, part.end) for part in slices] == [("s1", num_kept, 8)]
     while not engine.scheduler.is_idle:
         engine.step()
 
@@ -189,14 +194,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.leaders: list[Sequence] = []
 
     @initialize(
-        num_blocks=st.integers(1, 8), capacity=st.integers(1, 5), step_tokens=st.integers(1, 12)
+        num_blocks=st.integers(1, 8),
+        capacity=st.integers(1, 5),
+        step_tokens=st.integers(1, 12),
+        num_host_blocks=st.sampled_from([0, 2, 40]),
     )
-    def start(self, num_blocks: int, capacity: int, step_tokens: int) -> None:
+    def start(self, num_blocks: int, capacity: int, step_tokens: int, num_host_blocks: int) -> None:
         """Choose the sizes."""
         self.room = num_blocks * BLOCK_TOKENS
         self.step_tokens = step_tokens
         self.capacity = min(capacity, step_tokens)
-        self.engine = SimulatedEngine(num_blocks, capacity, step_tokens)
+        self.engine = SimulatedEngine(num_blocks, capacity, step_tokens, num_host_blocks)
 
     @rule(
         ids=st.lists(st.integers(0, 1), min_size=1, max_size=24),
