@@ -14,6 +14,6 @@ app = typer.Typer(rich_markup_mode=None)
 def gateway(flags: GatewayFlags) -> None:
     """Run a gateway: HTTP, SSE and WebSocket in front of Redis.
 
-    Without --redis it joins a running `headrace up`.
+    Where no setting names a Redis, it joins a running `headrace up`.
     """
     raise typer.Exit(serve(settings_of_process(given(flags))))

@@ -15,7 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 def worker(flags: WorkerFlags) -> None:
     """Run a worker: it claims jobs and turns prompts into tokens.
 
-    Without --redis it joins a running `headrace up`.
+    Where no setting names a Redis, it joins a running `headrace up`.
     """
     settings = settings_of_process(given(flags))
     try:

@@ -33,7 +33,7 @@ def prompts(redis: Redis, keys: Keys, player: Player) -> PromptIndex:
 async def keep(
     prompts: PromptIndex, job: str = "j1", *, tenant: str = TENANT, worker: str = "w1"
 ) -> int:
-    """Store a sequence that the player ``w1`` holds; returns its version."""
+    """Store a sequence that the worker holds, the player as a rule; returns its version."""
     sequence = Commit(job, 1, worker, (1, 2, 3), recompute_ms=LONG_MS)
     return await prompts.commit(tenant, CHAT, sequence)
 
@@ -109,7 +109,10 @@ async def test_forgetting_tells_all_workers(
             await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
         response = await client.delete(path)
         assert (response.status_code, response.content) == (204, b"")
-        told = [await anext(pubsub.listen()) for _ in range(3)]
+        await redis.publish(keys.worker_ctl("w3"), "the end")
+        told = []
+        while (message := await anext(pubsub.listen()))["data"] != b"the end":
+            told.append(message)
     channels = {keys.worker_ctl(worker_id).encode() for worker_id in ("w1", "w2", "gone")}
     assert {message["channel"] for message in told} == channels
     for message in told:

@@ -129,6 +129,12 @@ class KvCache:
         except (RuntimeError, KeyError):  # the engine's thread changed what was just looked at
             return length
 
+    def names(self, table: Table, ids: Sequence[int]) -> list[bytes]:
+        """Return the names of the full blocks of ``ids``."""
+        number = len(ids) // self.block_tokens
+        self._key(table, ids, number)
+        return table.chain[1 : number + 1]
+
     def is_on_device(self, key: bytes) -> bool:
         """Tell whether a block has this name; any thread may ask."""
         return self.manager.find_key(key) is not None
@@ -174,11 +180,9 @@ class KvCache:
         """Write the table's full blocks through to the disk, where there is one."""
         if self._tiers is None:
             return
-        number = table.num_tokens // self.block_tokens
-        self._key(table, ids, number)
-        times = self._tiers.use(table.chain[1 : number + 1])
-        for number, used_ns in reversed(list(enumerate(times))):
-            key = table.chain[number + 1]
+        names = self.names(table, ids[: table.num_tokens])
+        times = self._tiers.use(names)
+        for number, (key, used_ns) in reversed(list(enumerate(zip(names, times, strict=True)))):
             # A long conversation with short turns saves one block in many.
             if self._tiers.is_saved(key) or self._tiers.save_again(key, used_ns):
                 continue
@@ -201,7 +205,7 @@ class KvCache:
                 if _common_len(content.ids, own) == min(len(content.ids), len(own)):
                     self.manager.drop(block)
         if self._tiers is not None:
-            self._tiers.forget([key for key in keys if self._tiers.holds(key)])
+            self._tiers.forget(keys)  # also what other workers wrote, and only the disk knows
 
     def offload(self) -> None:
         """Hand everything that is only cached to the tiers below: the device goes away."""

@@ -16,7 +16,7 @@ from worker.kv.pool import KvShape
 _log = structlog.get_logger()
 
 _HEADER_BYTES = 512  # of a file, without the tokens
-_LONG_AGO_NS = 1
+_LONG_AGO_NS = 1  # not 0, which says that there is no file
 _SCAN_SHARE = 16  # after writing this part of the limit, look what the other workers wrote
 
 

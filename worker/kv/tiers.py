@@ -16,7 +16,8 @@ from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier, StoredBlock
 from worker.kv.writer import DiskWriter
 
-_NOTED_NS, _STEP_NS = 60 * 10**9, 1_000
+_NOTED_NS = 60 * 10**9  # noting a use is a system call per block: not with every short turn
+_STEP_NS = 1_000  # more than a file system rounds to
 QUEUE_BYTES = 64 * 1024**2  # a fifth of a second of a disk that takes 300 MB/s
 _CLOSE_S = 10.0
 
@@ -92,21 +93,25 @@ class Tiers:
         Each block counts as used a little before the one that it follows, so that tails are
         evicted first. What was noted a moment ago is not noted again; then the times are those.
         """
-        now_ns, noted_ns = time.time_ns(), self._noted_ns(keys)
-        is_new = now_ns - noted_ns > _NOTED_NS
-        head_ns = now_ns if is_new else noted_ns
+        now_ns = time.time_ns()
+        heads_ns = [
+            used_ns + number * _STEP_NS
+            for number, key in enumerate(keys)
+            if (used_ns := self._disk.used_ns(key))
+        ]
+        oldest_ns, newest_ns = min(heads_ns, default=0), max(heads_ns, default=0)
+        is_noted = now_ns - _NOTED_NS < oldest_ns and newest_ns <= now_ns  # else a clock went back
+        head_ns = oldest_ns if is_noted else now_ns
         times = [head_ns - number * _STEP_NS for number in range(len(keys))]
-        for key, used_ns in zip(reversed(keys), reversed(times), strict=True):
-            if is_new and self._is_on_disk(key):
-                self._writer.save(key, used_ns)
+        if not is_noted:
+            self._note(keys, times)
         return times
 
-    def _noted_ns(self, keys: Sequence[BlockKey]) -> int:
-        """Return when the head counts as used, by the last block that is on disk; 0 without one."""
-        for number in reversed(range(len(keys))):
-            if used_ns := self._disk.used_ns(keys[number]):
-                return used_ns + number * _STEP_NS
-        return 0
+    def _note(self, keys: Sequence[BlockKey], times: Sequence[int]) -> None:
+        with self._moving:  # what is forgotten meanwhile must not come back
+            for key, used_ns in zip(reversed(keys), reversed(times), strict=True):
+                if self._is_on_disk(key):
+                    self._writer.save(key, used_ns)
 
     def holds(self, key: BlockKey) -> bool:
         """Whether the block is here as far as memory knows; another worker's file may be gone."""
@@ -115,6 +120,10 @@ class Tiers:
     def is_saved(self, key: BlockKey) -> bool:
         """Whether the block is on disk as far as memory knows."""
         return self._is_on_disk(key)
+
+    def is_on_disk_only(self, key: BlockKey) -> bool:
+        """Whether the disk must work for the block, as far as memory knows."""
+        return self._is_on_disk(key) and key not in self._host and self._writer.find(key) is None
 
     @property
     def is_empty(self) -> bool:

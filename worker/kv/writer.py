@@ -7,7 +7,7 @@ stays in the queue until it is done, so that a block is always somewhere.
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import structlog
@@ -57,10 +57,13 @@ class DiskWriter:
 
     def write(self, block: StoredBlock) -> None:
         """Write a block that is nowhere else; it is dropped if too many wait already."""
-        task = _Task(_Do.WRITE, time.time_ns(), block)
         with self._changed:
             if self._is_closed or not self._disk.writable or self._held(block.key):
                 return
+            waiting = self._tasks.get(block.key)  # to be saved, and now evicted from host memory
+            is_saving = waiting is not None and waiting.do is _Do.SAVE
+            used_ns = waiting.used_ns if waiting and is_saving else time.time_ns()
+            task = _Task(_Do.WRITE, used_ns, block)
             if self._num_bytes + task.num_bytes > self._limit_bytes:
                 self.num_dropped += 1
                 return
@@ -68,10 +71,12 @@ class DiskWriter:
 
     def save(self, key: BlockKey, used_ns: int | None = None) -> None:
         """Write a block of the host tier, or note its use if it is on disk; holds no memory."""
+        used_ns = time.time_ns() if used_ns is None else used_ns
         with self._changed:
-            if self._is_closed or not self._disk.writable or self._held(key):
+            if self._is_closed or not self._disk.writable:
                 return
-            self._put(key, _Task(_Do.SAVE, time.time_ns() if used_ns is None else used_ns))
+            written = self._tasks[key] if self._held(key) else _Task(_Do.SAVE, 0)
+            self._put(key, replace(written, used_ns=used_ns))
 
     def remove(self, key: BlockKey) -> None:
         """Delete a block's file, after a write of it that is under way."""

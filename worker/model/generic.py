@@ -71,14 +71,14 @@ class GenericNetwork:
             query: Tensor,
             key: Tensor,
             value: Tensor,
-            mask: Tensor | None,
+            attention_mask: Tensor | None,  # some models name it
             sliding_window: int | None = None,
             **options: Any,
         ) -> tuple[Tensor, None]:
             _refuse_extras(options)
             if key.shape != value.shape:
                 raise UnsupportedModel("its keys and values have different sizes")
-            if not masks.allow(mask, sliding_window):
+            if not masks.allow(attention_mask, sliding_window):
                 raise UnsupportedModel("its attention has a mask of its own")
             self._layers[id(module)] = len(found)
             found.append(LayerShape(key.shape[1], key.shape[3]))
@@ -141,13 +141,13 @@ class GenericNetwork:
         logits: Tensor = output.logits[0].float()
         return logits
 
-    def _attend(  # noqa: PLR0913, PLR0917 - transformers' signature
+    def _attend(  # noqa: PLR0913 - transformers' signature
         self,
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        _mask: Tensor | None,
+        *_mask: Tensor | None,
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-_BEHIND = 8
-_MOST = 1 << 22
+_BEHIND = 8  # places after the last token, which nobody may see
+_MOST = 1 << 22  # of a context: who promises more is not given that much memory to be asked
 
 
 class Masks:

@@ -232,6 +232,21 @@ def test_what_is_forgotten_is_in_no_tier(tmp_path: Path, length: int, is_offload
     after.close()
 
 
+def test_what_another_worker_wrote_is_forgotten(tmp_path: Path) -> None:
+    """Though who is told to forget has never heard of its files."""
+    mine, another = _make_tiers(tmp_path), _make_tiers(tmp_path)
+    device = Device(8, another)
+    ids = list(range(9))
+    device.run(ids)
+    device.cache.offload()
+    assert another.flush(DEADLINE_S)
+    another.close()
+    Device(8, mine).cache.forget(make_table("ada", BLOCK_TOKENS), ids)
+    assert mine._writer.drain(DEADLINE_S)
+    mine.close()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_what_is_forgotten_stays_with_who_holds_it() -> None:
     """A running sequence goes on; nobody else finds its blocks."""
     device = Device(8)

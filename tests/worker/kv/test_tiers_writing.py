@@ -89,10 +89,13 @@ def _used_ns(directory: Path, blocks: Sequence[StoredBlock]) -> list[int]:
     return [files[block.key.hex()].stat().st_mtime_ns for block in blocks]
 
 
-def test_a_tail_leaves_the_disk_before_its_head(make_tiers: MakeTiers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_host", [0, 2, 100])
+def test_a_tail_leaves_the_disk_before_its_head(
+    make_tiers: MakeTiers, tmp_path: Path, num_host: int
+) -> None:
     """Though it was written a turn later, and the head was read first after a restart."""
     blocks = make_chain(8)
-    before, began_ns = make_tiers(), time.time_ns()
+    before, began_ns = make_tiers(num_host), time.time_ns()
     for known in (blocks[:3], blocks):
         times = before.use(keys(known))
         for block, used_ns in reversed(list(zip(known, times, strict=True))):
@@ -104,8 +107,8 @@ def test_a_tail_leaves_the_disk_before_its_head(make_tiers: MakeTiers, tmp_path:
     assert len(set(noted)) == len(blocks)
     for path in (tmp_path / "kv").rglob("*.safetensors"):
         os.utime(path, ns=(1, 1))
-    after = make_tiers()
-    assert after.prefetch(keys(blocks)) == len(blocks)
+    after = make_tiers(num_host)
+    assert after.prefetch(keys(blocks)) == min(num_host, len(blocks))
     after.use(keys(blocks))
     assert after._writer.drain(DEADLINE_S)
     noted = _used_ns(tmp_path, blocks)
@@ -114,6 +117,25 @@ def test_a_tail_leaves_the_disk_before_its_head(make_tiers: MakeTiers, tmp_path:
     after.use(keys(blocks))
     assert after._writer.drain(DEADLINE_S)
     assert _used_ns(tmp_path, blocks) == noted, "what was noted a moment ago is not noted again"
+
+
+@pytest.mark.parametrize("seconds", [-600, 600])
+def test_one_block_that_is_noted_wrongly_has_all_noted_anew(
+    make_tiers: MakeTiers, tmp_path: Path, seconds: int
+) -> None:
+    """The head that was not used from the device, or a clock that was set back."""
+    blocks = make_chain(4)
+    tiers = make_tiers()
+    for block in blocks:
+        tiers.save(block)
+    assert tiers._writer.drain(DEADLINE_S)
+    tiers._disk.touch(blocks[0].key, time.time_ns() + seconds * 10**9)
+    tiers._disk.touch(blocks[3].key, time.time_ns() + max(seconds, 0) * 10**9)
+    tiers.use(keys(blocks))
+    assert tiers._writer.drain(DEADLINE_S)
+    noted = _used_ns(tmp_path, blocks)
+    assert noted == sorted(noted, reverse=True)
+    assert noted[0] <= time.time_ns()
 
 
 def test_a_full_queue_drops_blocks(make_tiers: MakeTiers, gate: Gate) -> None:

@@ -44,6 +44,7 @@ _log = structlog.get_logger()
 
 _CLOSE_S = 10.0
 _NUM_TOKENIZER_THREADS = 2
+_READ_S = 10.0  # a prompt that takes longer to read is sooner computed
 
 
 class LocalEngine:
@@ -58,6 +59,7 @@ class LocalEngine:
         # Every request that has not ended, by its ID. What arrives for others is discarded.
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
+        self._reading: set[asyncio.Task[None]] = set()
         self._outlet = Outlet("local", self._runs.clear)
         # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
         self._loaded: Parts | None = None
@@ -79,7 +81,7 @@ class LocalEngine:
         return parts.info
 
     async def probe(self, request: Request) -> str:
-        """Return how much of the prompt is cached in whatever tier; brings it nearer on the way."""
+        """Return how much of the prompt is cached, in whatever tier."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._parts.probe, request)
 
@@ -123,6 +125,8 @@ class LocalEngine:
         self._outlet.close()
         self._runs.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for reading in self._reading:
+            reading.cancel()
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._loaded is not None and self._ended is not None:
@@ -160,6 +164,28 @@ class LocalEngine:
             return
         for output in outputs:
             self._outlet.say(run.sink, output)
+        if not prepared.on_disk:
+            self._post(run, prepared)
+            return
+        reading = asyncio.get_running_loop().create_task(self._read_ahead(run, prepared))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+
+    async def _read_ahead(self, run: Run, prepared: "Prepared") -> None:
+        """Have the disk read before the model's thread needs it, and would wait.
+
+        What is not there in time that thread reads itself, under the eyes of the watchdog.
+        """
+        fetch = partial(self._parts.fetch, prepared.on_disk)
+        try:
+            async with asyncio.timeout(_READ_S):
+                await in_daemon(fetch, "kv-reader")
+        except Exception as error:  # noqa: BLE001 - a block that is not read is no answer lost
+            _log.warning("read_ahead_failed", request=run.request.id, error=repr(error))
+        if self._runs.get(run.request.id) is run:
+            self._post(run, prepared)
+
+    def _post(self, run: Run, prepared: "Prepared") -> None:
         for sequence in prepared.sequences:
             self._parts.thread.post(sequence)
         self._end_if_over(run)  # an earlier attempt may have died before it could say so

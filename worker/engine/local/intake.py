@@ -43,13 +43,15 @@ class Prepared:
     """A request that the model can take.
 
     ``sequences`` are for the model, one per answer that has not ended; ``answers`` and ``echo``,
-    the rest of the prompt's text that was asked for, are for the follower.
+    the rest of the prompt's text that was asked for, are for the follower. ``on_disk`` names the
+    blocks that are to be read before.
     """
 
     prompt_ids: tuple[int, ...]
     sequences: tuple[Sequence, ...]
     answers: Answers
     echo: Delta | None
+    on_disk: tuple[BlockKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

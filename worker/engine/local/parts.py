@@ -1,9 +1,8 @@
 """The parts of the local engine that need torch. Importing this module takes seconds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import structlog
 import torch
 
 from common.registry import KvCacheInfo
@@ -15,7 +14,7 @@ from worker.engine.local.thread import Call, EngineThread
 from worker.engine.local.tokenizer import Tokenizer
 from worker.engine.options import EngineOptions
 from worker.engine.protocol import EngineInfo, EngineStats, Progress, Refused, Request
-from worker.kv.cache import KvCache, Table
+from worker.kv.cache import KvCache
 from worker.kv.chain import BlockKey
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
@@ -25,8 +24,6 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.fingerprint import fingerprint
 from worker.model.loading import LoadedModel, load_model
 from worker.model.network import PagedModel, build_network
-
-_log = structlog.get_logger()
 
 # How long a worker that stops writes its cache to the disk.
 _SAVE_S = 5.0
@@ -52,31 +49,31 @@ class Parts:
         except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
             return ""
         if self.tiers is not None:
-            self.tiers.look(self._below(table))
+            self.tiers.look(self._missing(self.core.cache.names(table, ids)))
         found = self.core.cache.lookup(table, ids)
         if not found:
             return "miss"
         return "hit" if found == len(ids) - 1 else "partial"
 
     def prepare(self, request: Request, order: int) -> Prepared | Refused:
-        """See ``Intake.prepare``. What is on disk of the prompt is in host memory afterwards."""
+        """See ``Intake.prepare``; also finds what of the request is on disk. Off the loop."""
         prepared = self.intake.prepare(request, order)
-        if isinstance(prepared, Prepared) and prepared.sequences:
-            self._fetch(prepared.sequences[0].table)
-        return prepared
+        if self.tiers is None or isinstance(prepared, Refused) or not prepared.sequences:
+            return prepared
+        first = prepared.sequences[0]
+        names = self.core.cache.names(first.table, first.ids)
+        self.tiers.use(names)
+        on_disk = tuple(name for name in self._missing(names) if self.tiers.is_on_disk_only(name))
+        return replace(prepared, on_disk=on_disk)
 
-    def _fetch(self, table: Table) -> None:
-        if self.tiers is None:
-            return
-        try:
-            self.tiers.prefetch(self._below(table))
-            self.tiers.use(table.chain[1:])
-        except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
-            _log.warning("prefetch_failed", error=str(error).partition("\n")[0])
+    def fetch(self, names: Sequence[BlockKey]) -> None:
+        """Read blocks into host memory, as far as they have room there. Takes its time."""
+        assert self.tiers is not None
+        self.tiers.prefetch(names)
 
-    def _below(self, table: Table) -> list[BlockKey]:
+    def _missing(self, names: Sequence[BlockKey]) -> list[BlockKey]:
         """Return the names of the blocks that are not on the device."""
-        return [key for key in table.chain[1:] if not self.core.cache.is_on_device(key)]
+        return [name for name in names if not self.core.cache.is_on_device(name)]
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Drop the blocks of a sequence, where nobody holds them, before the next step."""

@@ -45,12 +45,12 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         # Made by the last step, and not delivered yet.
         self._made: list[Made] = []
-        # When the current step or command began; 0 while the thread waits for commands.
+        # When the current step, command or chore began; 0 while the thread waits for commands.
         self._busy_since = 0.0
 
     @property
     def busy_since(self) -> float:
-        """When the current step or command began, 0 between them; for any thread."""
+        """When the current step, command or chore began, 0 between them; for any thread."""
         return self._busy_since
 
     def post(self, command: Command) -> None:

@@ -45,6 +45,8 @@ class Tokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
 
     @property
     def has_chat_template(self) -> bool:
@@ -88,14 +90,16 @@ class Tokenizer:
     def _encode_turns(self, messages: tuple[Message, ...], base: Sequence[int]) -> list[int]:
         """Return what the template writes for these messages behind the answer that ends ``base``.
 
-        It begins with what closes the answer, of which a model that ended by itself has made the
-        beginning: the end-of-turn token, but not the line break after it.
+        It begins with what closes the answer, up to an end token that a model which ended by itself
+        has made already. Of a line break behind that the model knows nothing.
         """
         closing, turns = self._render_turns(messages)
         ids = self._encode(closing + turns, add_special_tokens=False)
-        most = min(len(self._encode(closing, add_special_tokens=False)), len(base))
-        made = next((n for n in range(most, 0, -1) if list(base[-n:]) == ids[:n]), 0)
-        return ids[made:]
+        # Where the closing has no special token, the next turn's first one may be the end token.
+        most = len(self._encode(closing, add_special_tokens=False)) + 1
+        ends = [number for number, id_ in enumerate(ids[:most]) if id_ in self._special_ids]
+        has_ended = bool(ends and base) and base[-1] == ids[ends[0]]
+        return ids[ends[0] + 1 :] if has_ended else ids
 
     def _render_turns(self, messages: tuple[Message, ...]) -> tuple[str, str]:
         """Return what the template writes to close an answer, and for these messages after it.

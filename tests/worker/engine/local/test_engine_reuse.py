@@ -1,5 +1,8 @@
 """What a local engine has computed once, and what becomes of it."""
 
+import asyncio
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +17,11 @@ from tests.worker.engine.local.engines import (
     make_spec,
     submit,
 )
+from tests.worker.engine.recorder import DEADLINE_S
+from worker.engine.local import engine as engine_module
 from worker.engine.local.engine import LocalEngine
 from worker.engine.protocol import Request
+from worker.kv.tiers import Tiers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
 
@@ -63,6 +69,38 @@ async def test_what_is_cached_outlives_a_restart(
     assert more.prefilled.cached_tokens == len(base) - 1
     assert kv is not None
     assert kv.disk_hit_tokens >= 64
+
+
+async def test_a_disk_that_hangs_holds_up_nobody_else(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its own prompt only until computing it would have been sooner."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    async with loaded(tiny_model, **options) as engine:
+        before = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"))
+        await before.ended()
+    answers, hanging = threading.Event(), threading.Event()
+    read = Tiers.prefetch
+
+    def hang(tiers: Tiers, names: Sequence[bytes]) -> int:
+        hanging.set()
+        assert answers.wait(DEADLINE_S)
+        return read(tiers, names)
+
+    monkeypatch.setattr(Tiers, "prefetch", hang)
+    async with loaded(tiny_model, **options) as engine:
+        chat = submit(engine, make_spec(PROMPTS[2]), "j:1")
+        assert await asyncio.to_thread(hanging.wait, DEADLINE_S)
+        other = submit(engine, make_spec(PROMPTS[0]), "j:2")
+        await other.ended()
+        assert not chat.ids
+        monkeypatch.setattr(engine_module, "_READ_S", 0.01)
+        again = submit(engine, make_spec(PROMPTS[2]), "j:3")
+        await again.ended()
+        answers.set()
+        await chat.ended()
+    assert chat.ids == again.ids == before.ids
+    assert again.prefilled.cached_tokens >= 64
 
 
 async def test_what_is_forgotten_is_prefilled_again(engine: LocalEngine) -> None:

@@ -112,19 +112,41 @@ _OPENING = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 @pytest.mark.parametrize("end", ["<|end|>", "<|end|>\n", "\n\n", ""])
-@pytest.mark.parametrize("made", [EOS, ""])
-def test_messages_are_added_as_turns(end: str, made: str) -> None:
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_messages_are_added_as_turns(end: str, has_ended: bool) -> None:
     """The tokens are those of the whole conversation, whether the answer had ended or was cut."""
-    backend = make_tokenizer()
-    backend.chat_template = _GREETING + _TURNS.replace("<|end|>", end) + _OPENING
-    tokenizer = Tokenizer(backend)
+    tokenizer = _with_turns(_TURNS.replace("<|end|>", end))
     question, answer, more = Message("user", "hm"), "the wheel", Message("user", "hi")
     asked = JobSpec(model="tiny", max_tokens=1, messages=(question,))
-    made = made if end.startswith(EOS) else ""
+    made = EOS if has_ended and end.startswith(EOS) else ""
     base = [*tokenizer.encode(asked), *TOKENIZER.encode(_spec(answer + made))]
-    added = JobSpec(model="tiny", max_tokens=1, append=(more,), prompt_id="c")
     whole = replace(asked, messages=(question, Message("assistant", answer), more))
-    assert tokenizer.encode(added, base) == tokenizer.encode(whole)
+    assert tokenizer.encode(_append(more), base) == tokenizer.encode(whole)
+
+
+_LLAMA_2 = _TURNS.replace("<|end|>", " <|end|>")
+_NOT_LAST = _TURNS.replace("<|end|>", "{% if not loop.last %}<|end|>{% endif %}")
+_ROLE_ENDS = "{% for m in messages %}<|end|>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("turns", [_LLAMA_2, _NOT_LAST, _ROLE_ENDS])
+def test_the_end_that_a_model_made_is_not_repeated(turns: str) -> None:
+    """Wherever the template writes it: behind a space, only between turns, or as the next role."""
+    base = TOKENIZER.encode(_spec(f"the wheel{EOS}"))
+    ids = _with_turns(turns).encode(_append(Message("user", f"a{EOS}b")), base)
+    assert TOKENIZER.text_of(ids[len(base) - 1]) == EOS
+    assert TOKENIZER.text_of(ids[len(base)]) != EOS
+    assert ids.count(base[-1]) == 2 + (turns == _LLAMA_2)
+
+
+def _with_turns(turns: str) -> Tokenizer:
+    backend = make_tokenizer()
+    backend.chat_template = _GREETING + turns + _OPENING
+    return Tokenizer(backend)
+
+
+def _append(message: Message) -> JobSpec:
+    return JobSpec(model="tiny", max_tokens=1, append=(message,), prompt_id="c")
 
 
 def test_a_template_that_rewrites_the_past_cannot_add() -> None:
