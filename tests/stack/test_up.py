@@ -93,7 +93,7 @@ async def test_up_serves_heals_and_leaves_nothing_behind(
             up.send(signal.SIGINT)
             assert await up.wait() == 0
             await eventually(departures.is_complete)
-    assert departures.order == ["gateway", "worker", "worker", "valkey"]
+    assert departures.order == ["worker", "worker", "gateway", "valkey"]
     assert not any(psutil.pid_exists(pid) for pid in running)
 
 
