@@ -6,6 +6,8 @@ from common.errors import Problem
 from common.registry import Registry
 
 FRESH_S = 1.0
+OUTLIVED_MS = 30_000
+"""A model whose last lease ends this much before another's is not served any more."""
 _NEVER = float("-inf")
 
 
@@ -20,6 +22,7 @@ class ModelChoice:
         self._default = default
         self._known: dict[str, int] = {}  # with the end of their last lease
         self._asked_at = _NEVER
+        self._usual = ""  # what those got who named none
 
     async def choose(self, wanted: str | None) -> str:
         """Return the model that is named, else the default one; raises ``Problem``."""
@@ -27,13 +30,20 @@ class ModelChoice:
         if now - self._asked_at > FRESH_S or not self._is_known(wanted):
             self._known, self._asked_at = await self._registry.models(), now
         if self._is_known(wanted):
-            return wanted or self._default or max(self._known, key=lambda name: self._known[name])
+            return wanted or self._default or self._choose_usual()
         if wanted is None:
             detail = "No worker has registered a model yet; start one with `headrace worker`."
             raise Problem(503, "no-model", detail, retry_after_s=5)
         names = ", ".join(sorted(self._known)[:10]) or "none yet"
         detail = f"No worker serves the model {wanted!r}; known models: {names}."
         raise Problem(404, "model-not-found", detail)
+
+    def _choose_usual(self) -> str:
+        """Return the same model as last time, as long as it is served: leases end in any order."""
+        newest = max(self._known, key=lambda name: self._known[name])
+        if self._known.get(self._usual, _NEVER) < self._known[newest] - OUTLIVED_MS:
+            self._usual = newest
+        return self._usual
 
     def _is_known(self, wanted: str | None) -> bool:
         if wanted is None:

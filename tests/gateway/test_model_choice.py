@@ -41,6 +41,20 @@ async def test_redis_is_asked_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -
     assert await choice.choose(None) == "newest"
 
 
+async def test_who_names_none_gets_the_same_model_while_it_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever comes, goes or renews a lease meanwhile; another one only when it is gone."""
+    monkeypatch.setattr(model_choice, "FRESH_S", -1)
+    registry = CountingRegistry(first=100_000)
+    choice = choice_of(registry)
+    chosen = []
+    for ends_ms in (100_000, 101_000, 130_000, 130_001):
+        chosen.append(await choice.choose(None))
+        registry.known["second"] = ends_ms
+    assert [*chosen, await choice.choose(None)] == ["first"] * 4 + ["second"]
+
+
 async def test_a_model_that_has_just_come_is_found() -> None:
     """A name that nobody has heard has Redis asked anew."""
     registry = CountingRegistry()
