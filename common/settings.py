@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         "", description="web origins that may use the API, such as https://chat.example, by comma"
     )
     default_model: str = Field(
-        "", description="model of a job that names none; empty: the one that was served first"
+        "", description="model of a job that names none; empty: one that is served, while it is"
     )
     retention_s: Seconds = Field(3600, description="how long a finished job can be read")
     max_deadline_s: Seconds = Field(86_400, description="longest (and default) life of a job")

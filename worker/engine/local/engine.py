@@ -169,7 +169,7 @@ class LocalEngine:
             return
         reading = asyncio.get_running_loop().create_task(self._read_ahead(run, prepared))
         self._reading.add(reading)
-        reading.add_done_callback(self._reading.discard)
+        reading.add_done_callback(self._on_read)
 
     async def _read_ahead(self, run: Run, prepared: "Prepared") -> None:
         """Have the disk read before the model's thread needs it, and would wait.
@@ -184,6 +184,12 @@ class LocalEngine:
             _log.warning("read_ahead_failed", request=run.request.id, error=repr(error))
         if self._runs.get(run.request.id) is run:
             self._post(run, prepared)
+
+    def _on_read(self, reading: asyncio.Task[None]) -> None:
+        self._reading.discard(reading)
+        error = None if reading.cancelled() else reading.exception()
+        if error is not None:  # nobody else would hear of it, and the request would wait for ever
+            self._outlet.fail(error)
 
     def _post(self, run: Run, prepared: "Prepared") -> None:
         for sequence in prepared.sequences:

@@ -20,7 +20,7 @@ from tests.worker.engine.local.engines import (
 from tests.worker.engine.recorder import DEADLINE_S
 from worker.engine.local import engine as engine_module
 from worker.engine.local.engine import LocalEngine
-from worker.engine.protocol import Request
+from worker.engine.protocol import EngineFailed, Request
 from worker.kv.tiers import Tiers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
@@ -101,6 +101,25 @@ async def test_a_disk_that_hangs_holds_up_nobody_else(
         await chat.ended()
     assert chat.ids == again.ids == before.ids
     assert again.prefilled.cached_tokens >= 64
+
+
+async def test_a_reading_that_breaks_fails_the_engine(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request would wait for ever otherwise."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    async with loaded(tiny_model, **options) as engine:
+        await submit(engine, make_spec(PROMPTS[2], prompt_id="chat")).ended()
+
+    def refuse(_engine: LocalEngine, *_args: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with loaded(tiny_model, **options) as engine:
+        monkeypatch.setattr(LocalEngine, "_post", refuse)
+        submit(engine, make_spec(PROMPTS[2]), "j:1")
+        with pytest.raises(EngineFailed, match="a bug"):
+            async with asyncio.timeout(DEADLINE_S):
+                await engine.wait_failed()
 
 
 async def test_what_is_forgotten_is_prefilled_again(engine: LocalEngine) -> None:
