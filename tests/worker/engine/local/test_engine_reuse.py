@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import EngineFailed
 from common.jobs import Message
 from tests.worker.engine.local.engines import (
     PROMPTS,
@@ -20,7 +21,7 @@ from tests.worker.engine.local.engines import (
 from tests.worker.engine.recorder import DEADLINE_S
 from worker.engine.local import engine as engine_module
 from worker.engine.local.engine import LocalEngine
-from worker.engine.protocol import EngineFailed, Request
+from worker.engine.protocol import Request
 from worker.kv.tiers import Tiers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
