@@ -1,6 +1,7 @@
 """What followers see when Redis has lost its last events: the same again, or that it differs."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -107,12 +108,12 @@ async def open_ahead(url: str, keys: Keys, store: JobStore, redis: Redis) -> int
         await attempt.say("one", "two", "three")
         await eventually(lambda: is_connected(relay))
         await kill_subscriptions(redis)
-        await eventually(lambda: is_connected(relay))
+        await eventually(lambda: is_connected_again(relay))
         await lose_events(redis, keys, attempt, 3)
         async with within(), asyncio.TaskGroup() as group:
             opening = group.create_task(relay.open(TENANT, attempt.job_id, 5, open_nowhere))
             attempt.rewind(1)
-            await eventually(lambda: is_watched(relay))
+            await eventually(lambda: has_found_too_little(relay))
             await attempt.say("two", "three")
         cursor = opening.result()
         await relay.close(cursor)
@@ -120,13 +121,18 @@ async def open_ahead(url: str, keys: Keys, store: JobStore, redis: Redis) -> int
 
 
 async def is_connected(relay: Relay) -> bool:
-    """Tell whether messages arrive."""
-    return relay.is_alive
+    """Tell whether Redis has confirmed the first connection."""
+    return relay._is_connected
 
 
-async def is_watched(relay: Relay) -> bool:
-    """Tell whether somebody follows a job."""
-    return relay.num_cursors > 0
+async def is_connected_again(relay: Relay) -> bool:
+    """Tell whether the relay has noticed that it lost its connection, and has another one."""
+    return relay._reconnected_at > -math.inf
+
+
+async def has_found_too_little(relay: Relay) -> bool:
+    """Tell whether somebody follows a job whose log has been read, and was too short."""
+    return relay.num_cursors > 0 and not relay._reading
 
 
 @pytest.mark.fault(11, 24)
