@@ -151,7 +151,7 @@ class Engine(Protocol):
         ...
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
-        """Drop what is kept of a sequence of this tenant, in every tier."""
+        """Have what is kept of a sequence of this tenant dropped, in every tier, soon."""
         ...
 
     def stats(self) -> EngineStats:

@@ -9,7 +9,7 @@ Full blocks are shared between sequences. The last, partial one belongs to one s
 starts with is copied, or taken over where nobody else holds it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, takewhile
@@ -20,7 +20,7 @@ import structlog
 from torch import Tensor
 
 from worker.kv.blocks import BlockManager, Content
-from worker.kv.chain import extend
+from worker.kv.chain import beginnings, extend
 from worker.kv.host import StoredBlock
 from worker.kv.pool import Copied
 from worker.kv.tiers import Tiers
@@ -78,7 +78,7 @@ class Table:
 
 
 class KvCache:
-    """Opens, grows and closes tables. One thread calls it."""
+    """Opens, grows and closes tables. One thread calls it, where nothing else is said."""
 
     def __init__(
         self, num_blocks: int, block_tokens: int, memory: Memory, tiers: Tiers | None = None
@@ -190,22 +190,24 @@ class KvCache:
             self._store(table.blocks[number], content, partial(self._tiers.save, used_ns=used_ns))
 
     def forget(self, table: Table, ids: Sequence[int]) -> None:
-        """Drop what begins like ``ids``, whole blocks and parts, from every tier.
+        """Drop what begins like ``ids``, whole blocks and parts, from the device.
 
         What a sequence holds stays with it, but nobody else finds it.
         """
-        keys: list[bytes] = []
-        for number in range(self.num_blocks_for(len(ids))):
-            first = number * self.block_tokens
-            own = tuple(ids[first : first + self.block_tokens])
-            parent = self._key(table, ids, number)
-            # A tail was left wherever an answer stopped, and there it was named.
-            keys += [extend(parent, own[:length]) for length in range(1, len(own) + 1)]
+        for parent, own in self._pieces(table, ids):
             for block, content in list(self.manager.children(parent)):
                 if _common_len(content.ids, own) == min(len(content.ids), len(own)):
                     self.manager.drop(block)
+
+    def forget_below(self, table: Table, ids: Sequence[int]) -> None:
+        """Drop the same from the tiers below, where ``forget`` came first. Any thread may call.
+
+        Takes its time: a tail was left wherever an answer stopped, and there it was named. What
+        other workers of this host wrote goes too, and only the disk knows of it.
+        """
         if self._tiers is not None:
-            self._tiers.forget(keys)  # also what other workers wrote, and only the disk knows
+            for parent, own in self._pieces(table, ids):
+                self._tiers.forget(beginnings(parent, own))
 
     def offload(self) -> None:
         """Hand everything that is only cached to the tiers below: the device goes away."""
@@ -310,6 +312,12 @@ class KvCache:
             _log.warning("kv_block_lost", error=str(error).partition("\n")[0])
             return
         keep(StoredBlock(content.key, content.parent, content.ids, data, wait))
+
+    def _pieces(self, table: Table, ids: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """Return what is in each block of ``ids``, behind the key of all that stands before it."""
+        for number in range(self.num_blocks_for(len(ids))):
+            first = number * self.block_tokens
+            yield self._key(table, ids, number), tuple(ids[first : first + self.block_tokens])
 
     def _content(self, table: Table, ids: Sequence[int], number: int) -> Content:
         first = number * self.block_tokens

@@ -35,6 +35,16 @@ def extend(parent: BlockKey, ids: Sequence[int]) -> BlockKey:
     return _link(parent, pack_ids(ids))
 
 
+def beginnings(parent: BlockKey, ids: Sequence[int]) -> list[BlockKey]:
+    """Return the keys of all blocks that start these tokens after ``parent``, shortest first."""
+    digest = blake2b(parent, digest_size=KEY_LEN, person=_LINK)
+    keys: list[BlockKey] = []
+    for token in struct.iter_unpack("4s", pack_ids(ids)):
+        digest.update(*token)
+        keys.append(digest.digest())
+    return keys
+
+
 def keys_of(root: BlockKey, ids: Sequence[int], block_tokens: int) -> list[BlockKey]:
     """Return the keys of the full blocks of a sequence; the rest of fewer tokens has none here."""
     packed = memoryview(pack_ids(ids))

@@ -180,8 +180,7 @@ class Tiers:
         with self._moving:
             self._host.remove(keys)
             self._prefetched.difference_update(keys)
-            for key in keys:
-                self._writer.remove(key)
+            self._writer.remove(keys)
 
     def flush(self, timeout_s: float) -> bool:
         """Write all of the host tier to disk, what was used last first; return whether all is done.

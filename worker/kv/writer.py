@@ -7,6 +7,7 @@ stays in the queue until it is done, so that a block is always somewhere.
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -78,11 +79,12 @@ class DiskWriter:
             written = self._tasks[key] if self._held(key) else _Task(_Do.SAVE, 0)
             self._put(key, replace(written, used_ns=used_ns))
 
-    def remove(self, key: BlockKey) -> None:
-        """Delete a block's file, after a write of it that is under way."""
+    def remove(self, keys: Iterable[BlockKey]) -> None:
+        """Delete the files of blocks, after a write of them that is under way."""
         with self._changed:
             if self._disk.limit_bytes and not self._is_closed:
-                self._put(key, _Task(_Do.REMOVE, 0))
+                for key in keys:
+                    self._put(key, _Task(_Do.REMOVE, 0))
 
     def find(self, key: BlockKey) -> StoredBlock | None:
         """Return a block that waits to be written."""

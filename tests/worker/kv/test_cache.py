@@ -50,6 +50,12 @@ class Device:
         self.model.compute(tenant, table, ids, table.num_tokens, end)
         self.cache.advance(table, ids, end)
 
+    def forget(self, tenant: str, ids: list[int]) -> None:
+        """Have a sequence dropped from every tier."""
+        table = make_table(tenant, BLOCK_TOKENS)
+        self.cache.forget(table, ids)
+        self.cache.forget_below(table, ids)
+
 
 def _make_tiers(directory: Path, host_bytes: int = LARGE, disk_bytes: int = LARGE) -> Tiers:
     return Tiers(HostTier(host_bytes), DiskTier(directory, disk_bytes))
@@ -221,7 +227,7 @@ def test_what_is_forgotten_is_in_no_tier(tmp_path: Path, length: int, is_offload
             device.cache.offload()
     device.run(other)
     device.cache.offload()
-    device.cache.forget(make_table("ada", BLOCK_TOKENS), ids[:length])
+    device.forget("ada", ids[:length])
     assert device.run(ids, keep=False) == 0
     assert tiers.flush(DEADLINE_S)
     tiers.close()
@@ -241,7 +247,7 @@ def test_what_another_worker_wrote_is_forgotten(tmp_path: Path) -> None:
     device.cache.offload()
     assert another.flush(DEADLINE_S)
     another.close()
-    Device(8, mine).cache.forget(make_table("ada", BLOCK_TOKENS), ids)
+    Device(8, mine).forget("ada", ids)
     assert mine._writer.drain(DEADLINE_S)
     mine.close()
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -254,7 +260,7 @@ def test_what_is_forgotten_stays_with_who_holds_it() -> None:
     table = make_table("ada", BLOCK_TOKENS)
     device.cache.open(table, ids)
     device.advance(table, ids, 8)
-    device.cache.forget(make_table("ada", BLOCK_TOKENS), ids)
+    device.forget("ada", ids)
     device.model.verify("ada", table, ids)
     assert device.run(ids, keep=False) == 0
     device.cache.close(table, ids)
@@ -360,7 +366,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(ids=prompts, tenant=st.sampled_from(["ada", "bob"]))
     def forget(self, ids: list[int], tenant: str) -> None:
         """What is forgotten is not found, not even its first token."""
-        self.device.cache.forget(make_table(tenant, BLOCK_TOKENS), ids)
+        self.device.forget(tenant, ids)
         table = make_table(tenant, BLOCK_TOKENS)
         if len(ids) <= BLOCK_TOKENS:
             return

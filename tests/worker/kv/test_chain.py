@@ -1,12 +1,10 @@
 """Keys of blocks: equal exactly where everything up to the block's end is equal."""
 
-import time
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.kv.chain import KEY_LEN, extend, keys_of, root
+from worker.kv.chain import KEY_LEN, beginnings, extend, keys_of, root
 
 token_ids = st.integers(0, 2**32 - 1)
 id_lists = st.lists(token_ids, max_size=40)
@@ -84,14 +82,8 @@ def test_keys_are_the_same_in_every_process() -> None:
     assert key.hex() == "4601add96bd396d19590ed7e8d7c001dcbca9cfe3a9f39589fb28cd5744141cc"
 
 
-def test_a_long_prompt_takes_milliseconds() -> None:
-    """The keys of 8k tokens cost little next to a single step of a model."""
-    ids = list(range(8192))
-    best_s = min(_time_of(ids) for _ in range(5))
-    assert best_s < 0.02  # 0.4 ms on an idle core
-
-
-def _time_of(ids: list[int]) -> float:
-    start = time.perf_counter()
-    keys_of(ROOT, ids, 16)
-    return time.perf_counter() - start
+@given(st.lists(token_ids, min_size=1, max_size=8))
+def test_beginnings_are_the_keys_of_all_that_starts_a_block(ids: list[int]) -> None:
+    """Each is what the shorter block would be called."""
+    lengths = range(1, len(ids) + 1)
+    assert beginnings(ROOT, ids) == [extend(ROOT, ids[:length]) for length in lengths]

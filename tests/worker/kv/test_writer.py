@@ -95,7 +95,7 @@ def test_keys_are_worked_on_in_the_order_in_which_they_came(
     for block in (a, b, c):
         writer.write(block)
     assert disk.reached.wait(DEADLINE_S)
-    writer.remove(b.key)
+    writer.remove([b.key])
     writer.write(d)
     _drain(writer, disk)
     assert disk.done == [("put", a.key), ("discard", b.key), ("put", c.key), ("put", d.key)]
@@ -108,12 +108,12 @@ def test_the_last_word_on_a_key_counts(make_writer: MakeWriter, disk: SlowDisk) 
     for block in (under_way, goes, stays):
         writer.write(block)
     assert disk.reached.wait(DEADLINE_S)
-    writer.remove(under_way.key)
+    writer.remove([under_way.key])
     for _ in range(2):
-        writer.remove(stays.key)
+        writer.remove([stays.key])
         writer.write(stays)
         writer.write(goes)
-        writer.remove(goes.key)
+        writer.remove([goes.key])
     _drain(writer, disk)
     assert disk.files() == {stays.key}
     assert [key for _, key in disk.done].count(goes.key) == 1
@@ -139,7 +139,7 @@ def test_what_is_removed_is_as_good_as_deleted(make_writer: MakeWriter, disk: Sl
     block, _ = make_chain(2)
     writer.write(block)
     assert not writer.removes(block.key)
-    writer.remove(block.key)
+    writer.remove([block.key])
     assert writer.removes(block.key)
     assert writer.find(block.key) is None
     _drain(writer, disk)
@@ -156,7 +156,7 @@ def test_the_queue_holds_so_many_bytes(make_writer: MakeWriter, disk: SlowDisk) 
     assert writer.num_dropped == 1
     assert writer.find(c.key) is None
     writer.write(a)  # is there already, and takes no more
-    writer.remove(b.key)
+    writer.remove([b.key])
     writer.write(d)
     assert writer.num_dropped == 1
     _drain(writer, disk)
@@ -241,13 +241,13 @@ def test_close_deletes_but_writes_no_more(make_writer: MakeWriter, disk: SlowDis
     writer.write(under_way)
     assert disk.reached.wait(DEADLINE_S)
     writer.write(lost)
-    writer.remove(stored.key)
+    writer.remove([stored.key])
     with capture_logs() as logs:
         writer.close(0)
     assert [log["event"] for log in logs] == ["kv_writer_hangs"]
     writer.write(late)
     writer.save(late.key)
-    writer.remove(under_way.key)
+    writer.remove([under_way.key])
     _drain(writer, disk)
     with capture_logs() as logs:
         writer.close(DEADLINE_S)
@@ -265,7 +265,7 @@ def test_a_disk_that_fails_is_written_to_no_more(make_writer: MakeWriter, disk: 
         disk.turn_off(OSError("full"))
     writer.write(block)
     writer.save(block.key)
-    writer.remove(stored.key)
+    writer.remove([stored.key])
     _drain(writer, disk)
     assert writer.num_dropped == 0
     assert disk.done == [("discard", stored.key)]
@@ -280,7 +280,7 @@ def test_without_a_disk_there_is_nothing_to_do(host: HostTier, tmp_path: Path) -
     host.put(block)
     writer.write(block)
     writer.save(block.key)
-    writer.remove(block.key)
+    writer.remove([block.key])
     assert writer.drain(0)
     assert not writer._thread.is_alive()
     writer.close(DEADLINE_S)

@@ -8,9 +8,10 @@ seconds.
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -35,10 +36,11 @@ from worker.engine.protocol import (
 from worker.model.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from worker.engine.local.intake import Prepared
     from worker.engine.local.parts import Parts
+    from worker.engine.local.thread import EngineThread
 
 _log = structlog.get_logger()
 
@@ -60,6 +62,7 @@ class LocalEngine:
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
         self._reading: set[asyncio.Task[None]] = set()
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._outlet = Outlet("local", self._runs.clear)
         # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
         self._loaded: Parts | None = None
@@ -107,8 +110,8 @@ class LocalEngine:
             asyncio.get_running_loop().call_soon(self._deliver_cancelled, run)
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
-        """Drop the KV tensors of a sequence from every tier, where no request needs them."""
-        self._parts.forget(tenant, ids)
+        """Have a sequence dropped from every tier, where no request needs it."""
+        self._start(self._parts.forget(tenant, ids), self._forgetting)
 
     def stats(self) -> EngineStats:
         """Return the current load."""
@@ -130,12 +133,21 @@ class LocalEngine:
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._loaded is not None and self._ended is not None:
-            self._loaded.thread.stop()
             # A step that hangs must not hold up the process; its thread is a daemon.
-            await asyncio.wait((self._ended,), timeout=_CLOSE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._stop_thread(self._loaded.thread, self._ended)
+            for forgetting in self._forgetting:
+                forgetting.cancel()
             # A thread that died may have left anything in its blocks.
             if self._ended.done() and self._ended.exception() is None:
                 await in_daemon(self._loaded.save, "kv-saver")
+
+    async def _stop_thread(self, thread: "EngineThread", ended: asyncio.Future[None]) -> None:
+        while self._forgetting and not ended.done():  # else it would be saved after all
+            await asyncio.wait({ended, *self._forgetting}, return_when=asyncio.FIRST_COMPLETED)
+        thread.stop()
+        await asyncio.wait((ended,))
 
     @property
     def _parts(self) -> "Parts":
@@ -167,9 +179,7 @@ class LocalEngine:
         if not prepared.on_disk:
             self._post(run, prepared)
             return
-        reading = asyncio.get_running_loop().create_task(self._read_ahead(run, prepared))
-        self._reading.add(reading)
-        reading.add_done_callback(self._on_read)
+        self._start(self._read_ahead(run, prepared), self._reading)
 
     async def _read_ahead(self, run: Run, prepared: "Prepared") -> None:
         """Have the disk read before the model's thread needs it, and would wait.
@@ -185,10 +195,15 @@ class LocalEngine:
         if self._runs.get(run.request.id) is run:
             self._post(run, prepared)
 
-    def _on_read(self, reading: asyncio.Task[None]) -> None:
-        self._reading.discard(reading)
-        error = None if reading.cancelled() else reading.exception()
-        if error is not None:  # nobody else would hear of it, and the request would wait for ever
+    def _start(self, work: "Coroutine[Any, Any, None]", tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # nobody else would hear of it, and a request would wait for ever
             self._outlet.fail(error)
 
     def _post(self, run: Run, prepared: "Prepared") -> None:

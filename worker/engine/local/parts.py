@@ -1,11 +1,14 @@
 """The parts of the local engine that need torch. Importing this module takes seconds."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from common.registry import KvCacheInfo
+from worker.engine.daemon import in_daemon
 from worker.engine.local.core import EngineCore
 from worker.engine.local.intake import Intake, Limits, Prepared
 from worker.engine.local.made import Made
@@ -75,10 +78,17 @@ class Parts:
         """Return the names of the blocks that are not on the device."""
         return [name for name in names if not self.core.cache.is_on_device(name)]
 
-    def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
-        """Drop the blocks of a sequence, where nobody holds them, before the next step."""
-        table = self.intake.table_of(tenant, ids)
-        self.thread.post(Call(lambda: self.core.cache.forget(table, ids)))
+    async def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
+        """Drop the blocks of a sequence from every tier, where nobody holds them.
+
+        The model's thread does no more of it than it must: a long sequence has many names.
+        """
+        cache = self.core.cache
+        table = await in_daemon(partial(self.intake.table_of, tenant, ids), "kv-forgetter")
+        dropping = Call(partial(cache.forget, table, ids))
+        self.thread.post(dropping)
+        await asyncio.wrap_future(dropping.called)
+        await in_daemon(partial(cache.forget_below, table, ids), "kv-forgetter")
 
     def save(self) -> None:
         """Write to the disk what is cached; the thread must have ended."""

@@ -3,8 +3,9 @@
 import queue
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker.engine.local.core import EngineCore
 from worker.engine.local.made import Made
@@ -24,9 +25,10 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The command to call a function between two steps."""
+    """The command to call a function between two steps; ``called`` is how others wait for it."""
 
     function: Callable[[], None]
+    called: Future[None] = field(default_factory=Future)
 
 
 class Stop:
@@ -92,10 +94,12 @@ class EngineThread:
                     self._core.scheduler.add(command)
                 case Cancel(sequence_id):
                     self._core.scheduler.remove(sequence_id)
-                case Call(function):
+                case Call(function, called):
                     self._hand_out()
                     self._core.scheduler.tidy()  # nobody who has ended comes back after it
-                    function()
+                    if called.set_running_or_notify_cancel():
+                        function()
+                        called.set_result(None)
                 case Stop():
                     self._core.scheduler.tidy()
                     return False

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.emitted import Emitted
 from common.jobs import JobSpec, Sampling
+from tests.support.waiting import within
 from tests.worker.engine.local.tiny import save_tiny_model
 from tests.worker.engine.recorder import DEADLINE_S, FRESH, Recorder
 from worker.engine.local.engine import LocalEngine
@@ -139,14 +140,18 @@ def logged(recorder: Recorder, num_deltas: int) -> Emitted:
 
 async def between_steps(engine: LocalEngine, function: Callable[[], T]) -> T:
     """Call a function on the engine's thread, after all commands that were given so far."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    returned: list[T] = []
+    call = Call(lambda: returned.append(function()))
+    engine._parts.thread.post(call)
+    await asyncio.wait_for(asyncio.wrap_future(call.called), DEADLINE_S)
+    return returned[0]
 
-    def call() -> None:
-        loop.call_soon_threadsafe(done.set_result, function())
 
-    engine._parts.thread.post(Call(call))
-    return await asyncio.wait_for(done, DEADLINE_S)
+async def forget(engine: LocalEngine, tenant: str, ids: tuple[int, ...]) -> None:
+    """Have a sequence forgotten, and wait until it is."""
+    engine.forget(tenant, ids)
+    async with within():
+        await asyncio.gather(*engine._forgetting)
 
 
 async def is_prepared(engine: LocalEngine, request_id: str) -> None:

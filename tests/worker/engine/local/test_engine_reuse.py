@@ -14,6 +14,7 @@ from tests.worker.engine.local.engines import (
     PROMPTS,
     Reference,
     between_steps,
+    forget,
     loaded,
     make_spec,
     submit,
@@ -23,6 +24,8 @@ from worker.engine.local import engine as engine_module
 from worker.engine.local.engine import LocalEngine
 from worker.engine.protocol import Request
 from worker.kv.tiers import Tiers
+
+OTHER = PROMPTS[2][::-1]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
 
@@ -127,11 +130,26 @@ async def test_what_is_forgotten_is_prefilled_again(engine: LocalEngine) -> None
     """A deleted prompt leaves nothing in the cache."""
     first = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"), "j:1")
     sequence = (await first.ended()).sequence
-    engine.forget("default", sequence)
+    await forget(engine, "default", sequence)
     second = submit(engine, make_spec(PROMPTS[2]), "j:2")
     await second.ended()
     assert second.prefilled.cached_tokens == 0
     assert second.ids == first.ids
+
+
+async def test_what_is_forgotten_while_the_engine_closes_is_not_saved(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """What a worker has been told to forget before it stops is not there when it comes back."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    async with loaded(tiny_model, **options) as engine:
+        chat = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"), "j:1")
+        kept = submit(engine, make_spec(OTHER), "j:2")
+        await kept.ended()
+        engine.forget("default", (await chat.ended()).sequence)
+    async with loaded(tiny_model, **options) as engine:
+        assert await engine.probe(Request("a:1", make_spec(PROMPTS[2]))) == "miss"
+        assert await engine.probe(Request("b:1", make_spec(OTHER))) == "partial"
 
 
 async def test_tenants_never_hit_each_others_cache(engine: LocalEngine) -> None:
