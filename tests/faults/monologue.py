@@ -17,8 +17,11 @@ class Monologue:
 
     @classmethod
     async def begin(cls, fleet: Fleet) -> "Monologue":
-        """Start a job of the tenant of everybody."""
-        job = make_job(tenant="default")
+        """Start a job of the tenant of everybody, and of a model that no worker serves.
+
+        A gateway that finds it without a place in a lane gives it one.
+        """
+        job = make_job(tenant="default", model="monologue")
         await submit(fleet.store, job)
         return cls(fleet.store, job.id, await start(fleet.store, job.id))
 

@@ -7,7 +7,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from common.job_store import JobStore
-from common.registry import Registry
+from gateway import fleet
 from tests.gateway.conftest import MakeGateway
 from tests.gateway.doors import PROMPT, check_problem
 from tests.gateway.player import Player
@@ -67,10 +67,10 @@ async def test_a_fault_of_ours_tells_nothing_secret(
 ) -> None:
     """The answer has the request ID, the log has the rest."""
 
-    async def fail(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(Registry, "models", fail)
+    monkeypatch.setattr(fleet, "ModelList", fail)
     async with (
         make_gateway() as gateway,
         httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client,

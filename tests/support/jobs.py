@@ -22,9 +22,10 @@ def make_job(
     incarnation: str = "i",
     deadline_s: float = 60.0,
     tenant: str = TENANT,
+    model: str = MODEL,
 ) -> NewJob:
     """Return a job to submit, with an ID of its own unless one is given."""
-    spec = JobSpec(model=MODEL, max_tokens=8, prompt="Once", deadline_s=deadline_s)
+    spec = JobSpec(model=model, max_tokens=8, prompt="Once", deadline_s=deadline_s)
     return NewJob(
         id=job_id or random_job_id(),
         tenant=tenant,
