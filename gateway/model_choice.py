@@ -6,8 +6,8 @@ from common.errors import Problem
 from common.registry import Registry
 
 FRESH_S = 1.0
-OUTLIVED_MS = 30_000
-"""A model whose last lease ends this much before another's is not served any more."""
+AWAY_MS = 30_000
+"""For how long a model may be without a worker and still be meant: one is started again by then."""
 _NEVER = float("-inf")
 
 
@@ -21,6 +21,7 @@ class ModelChoice:
         self._registry = registry
         self._default = default
         self._known: dict[str, int] = {}  # with the end of their last lease
+        self._known_ms = 0  # by Redis's clock
         self._asked_at = _NEVER
         self._usual = ""  # what those got who named none
 
@@ -29,6 +30,7 @@ class ModelChoice:
         now = time.monotonic()
         if now - self._asked_at > FRESH_S or not self._is_known(wanted):
             self._known, self._asked_at = await self._registry.models(), now
+            self._known_ms = await self._registry.now_ms()
         if self._is_known(wanted):
             return wanted or self._default or self._choose_usual()
         if wanted is None:
@@ -40,9 +42,8 @@ class ModelChoice:
 
     def _choose_usual(self) -> str:
         """Return the same model as last time, as long as it is served: leases end in any order."""
-        newest = max(self._known, key=lambda name: self._known[name])
-        if self._known.get(self._usual, _NEVER) < self._known[newest] - OUTLIVED_MS:
-            self._usual = newest
+        if self._known.get(self._usual, _NEVER) < self._known_ms - AWAY_MS:
+            self._usual = max(self._known, key=lambda name: self._known[name])
         return self._usual
 
     def _is_known(self, wanted: str | None) -> bool:

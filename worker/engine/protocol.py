@@ -151,7 +151,10 @@ class Engine(Protocol):
         ...
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
-        """Have what is kept of a sequence of this tenant dropped, in every tier, soon."""
+        """Have what is kept of a sequence of this tenant dropped, in every tier, soon.
+
+        Requests that come meanwhile may still find some of it.
+        """
         ...
 
     def stats(self) -> EngineStats:

@@ -78,7 +78,10 @@ class Table:
 
 
 class KvCache:
-    """Opens, grows and closes tables. One thread calls it, where nothing else is said."""
+    """Opens, grows and closes tables. One thread calls it, where nothing else is said.
+
+    Whose ``Table`` a call gets, nobody else uses meanwhile.
+    """
 
     def __init__(
         self, num_blocks: int, block_tokens: int, memory: Memory, tiers: Tiers | None = None
@@ -130,7 +133,7 @@ class KvCache:
             return length
 
     def names(self, table: Table, ids: Sequence[int]) -> list[bytes]:
-        """Return the names of the full blocks of ``ids``."""
+        """Return the names of the full blocks of ``ids``; any thread may ask."""
         number = len(ids) // self.block_tokens
         self._key(table, ids, number)
         return table.chain[1 : number + 1]
@@ -314,7 +317,7 @@ class KvCache:
         keep(StoredBlock(content.key, content.parent, content.ids, data, wait))
 
     def _pieces(self, table: Table, ids: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-        """Return what is in each block of ``ids``, behind the key of all that stands before it."""
+        """Yield what is in each block of ``ids``, behind the key of all that stands before it."""
         for number in range(self.num_blocks_for(len(ids))):
             first = number * self.block_tokens
             yield self._key(table, ids, number), tuple(ids[first : first + self.block_tokens])

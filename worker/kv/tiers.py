@@ -43,7 +43,8 @@ class Tiers:
         self._disk = disk
         self._writer = DiskWriter(host, disk, queue_bytes)
         self._prefetched: set[BlockKey] = set()  # in host only because of a prefetch
-        # Held while blocks move from host to queue: one that is on its way is found and forgotten.
+        # Held while blocks move from host to queue: one that is on its way is forgotten too.
+        # Until it is queued it is a miss.
         self._moving = threading.Lock()
 
     @property

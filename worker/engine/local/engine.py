@@ -1,21 +1,21 @@
 """The local engine: a transformers model on this machine, in a thread of its own.
 
-Three places share the work. Tokenisation runs in a small pool, the model in ``EngineThread``, and
-detokenisation here, on the event loop. torch is imported by ``load``, in a thread, for it takes
-seconds.
+Tokenisation runs in a small pool, the model in ``EngineThread``, and detokenisation here, on the
+event loop. Whatever waits for a disk has a daemon thread: one that hangs holds up nobody else.
+torch is imported by ``load``, in a thread, for it takes seconds.
 """
 
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from common.errors import StartupFailed
+from worker.engine.background import Background
 from worker.engine.daemon import in_daemon
 from worker.engine.local.made import Made, Outcome
 from worker.engine.local.run import Run
@@ -36,11 +36,10 @@ from worker.engine.protocol import (
 from worker.model.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from worker.engine.local.intake import Prepared
     from worker.engine.local.parts import Parts
-    from worker.engine.local.thread import EngineThread
 
 _log = structlog.get_logger()
 
@@ -61,9 +60,11 @@ class LocalEngine:
         # Every request that has not ended, by its ID. What arrives for others is discarded.
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenizer")
-        self._reading: set[asyncio.Task[None]] = set()
-        self._forgetting: set[asyncio.Task[None]] = set()
         self._outlet = Outlet("local", self._runs.clear)
+        # For each of these a request waits, and would for ever.
+        self._reading = Background(self._outlet.fail)
+        # What was to be deleted must not be served.
+        self._forgetting = Background(self._outlet.fail)
         # Set by ``load``: the model, the thread that runs it, when that has ended, who watches it.
         self._loaded: Parts | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -86,7 +87,10 @@ class LocalEngine:
     async def probe(self, request: Request) -> str:
         """Return how much of the prompt is cached, in whatever tier."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._parts.probe, request)
+        found = await loop.run_in_executor(self._pool, self._parts.probe, request)
+        if isinstance(found, str):
+            return found
+        return await in_daemon(partial(self._parts.look, found), "kv-prober")
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request and have its prompt tokenised."""
@@ -111,7 +115,7 @@ class LocalEngine:
 
     def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Have a sequence dropped from every tier, where no request needs it."""
-        self._start(self._parts.forget(tenant, ids), self._forgetting)
+        self._forgetting.start(self._parts.forget(tenant, ids))
 
     def stats(self) -> EngineStats:
         """Return the current load."""
@@ -120,34 +124,30 @@ class LocalEngine:
         return self._loaded.stats(len(self._runs), self._meter.rate())
 
     async def wait_failed(self) -> None:
-        """Wait until the engine's thread hangs, or it or one of the sinks breaks, and say how."""
+        """Wait until the engine's thread hangs, or it or what works for it breaks, and say how."""
         await self._outlet.wait_failed()
 
     async def close(self) -> None:
-        """Stop after the current step and save the cache; a loading model is left alone."""
+        """Stop soon and save the cache; a loading model is left alone.
+
+        What is being forgotten is forgotten before, or it would be saved.
+        """
         self._outlet.close()
+        for run in self._runs.values():
+            self._parts.thread.cancel(run.sequence_ids)
         self._runs.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for reading in self._reading:
-            reading.cancel()
+        self._reading.cancel()
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._loaded is not None and self._ended is not None:
+            await self._forgetting.finish(_CLOSE_S)
+            self._loaded.thread.stop()
             # A step that hangs must not hold up the process; its thread is a daemon.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
-                    await self._stop_thread(self._loaded.thread, self._ended)
-            for forgetting in self._forgetting:
-                forgetting.cancel()
+            await asyncio.wait((self._ended,), timeout=_CLOSE_S)
             # A thread that died may have left anything in its blocks.
             if self._ended.done() and self._ended.exception() is None:
                 await in_daemon(self._loaded.save, "kv-saver")
-
-    async def _stop_thread(self, thread: "EngineThread", ended: asyncio.Future[None]) -> None:
-        while self._forgetting and not ended.done():  # else it would be saved after all
-            await asyncio.wait({ended, *self._forgetting}, return_when=asyncio.FIRST_COMPLETED)
-        thread.stop()
-        await asyncio.wait((ended,))
 
     @property
     def _parts(self) -> "Parts":
@@ -179,7 +179,7 @@ class LocalEngine:
         if not prepared.on_disk:
             self._post(run, prepared)
             return
-        self._start(self._read_ahead(run, prepared), self._reading)
+        self._reading.start(self._read_ahead(run, prepared))
 
     async def _read_ahead(self, run: Run, prepared: "Prepared") -> None:
         """Have the disk read before the model's thread needs it, and would wait.
@@ -194,17 +194,6 @@ class LocalEngine:
             _log.warning("read_ahead_failed", request=run.request.id, error=repr(error))
         if self._runs.get(run.request.id) is run:
             self._post(run, prepared)
-
-    def _start(self, work: "Coroutine[Any, Any, None]", tasks: set[asyncio.Task[None]]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(self._on_done)
-
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:  # nobody else would hear of it, and a request would wait for ever
-            self._outlet.fail(error)
 
     def _post(self, run: Run, prepared: "Prepared") -> None:
         for sequence in prepared.sequences:

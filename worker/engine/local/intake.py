@@ -2,7 +2,6 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -112,9 +111,9 @@ class Intake:
         chain = self._chain(request.tenant, ids) if emitted_ids else [*prompt.chain]
         return Table(chain), ids
 
-    def table_of(self, tenant: str, ids: Iterable[int]) -> Table:
-        """Return the names of a stored sequence's blocks."""
-        return Table(self._chain(tenant, list(ids)))
+    def table_of(self, tenant: str) -> Table:
+        """Return an empty table of this tenant; its blocks are named when they are asked for."""
+        return Table([self._root(tenant)])
 
     def _prompt(self, request: Request) -> _Prompt:
         """Return the prompt; the one that was remembered serves once."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from worker.engine.local.thread import Call, EngineThread
 from worker.engine.local.tokenizer import Tokenizer
 from worker.engine.options import EngineOptions
 from worker.engine.protocol import EngineInfo, EngineStats, Progress, Refused, Request
-from worker.kv.cache import KvCache
+from worker.kv.cache import KvCache, Table
 from worker.kv.chain import BlockKey
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
@@ -33,6 +33,15 @@ _SAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """A prompt of which the blocks with these names are not on the device."""
+
+    table: Table
+    ids: list[int]
+    missing: list[BlockKey]
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """A loaded engine."""
 
@@ -44,15 +53,30 @@ class Parts:
     pool: KvPool
     tiers: Tiers | None
     options: EngineOptions
+    forgetting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def probe(self, request: Request) -> str:
-        """Return how much of the prompt is cached; off the engine's thread, so only a guess."""
+    def probe(self, request: Request) -> str | Unseen:
+        """Return how much of the prompt is cached, or what to ``look`` for to tell.
+
+        Off the engine's thread, so only a guess.
+        """
         try:
             table, ids = self.intake.table(request)
-        except Exception:  # noqa: BLE001 - ``submit`` will say what is wrong with it
+        except Exception:  # noqa: BLE001 - ``prepare`` will say what is wrong with it
             return ""
-        if self.tiers is not None:
-            self.tiers.look(self._missing(self.core.cache.names(table, ids)))
+        missing = self._missing(self.core.cache.names(table, ids)) if self.tiers else []
+        return Unseen(table, ids, missing) if missing else self._found(table, ids)
+
+    def look(self, unseen: Unseen) -> str:
+        """Return how much of a prompt is cached, with what others wrote to the disk.
+
+        Takes as long as the disk takes.
+        """
+        assert self.tiers is not None
+        self.tiers.look(unseen.missing)
+        return self._found(unseen.table, unseen.ids)
+
+    def _found(self, table: Table, ids: list[int]) -> str:
         found = self.core.cache.lookup(table, ids)
         if not found:
             return "miss"
@@ -81,14 +105,15 @@ class Parts:
     async def forget(self, tenant: str, ids: tuple[int, ...]) -> None:
         """Drop the blocks of a sequence from every tier, where nobody holds them.
 
-        The model's thread does no more of it than it must: a long sequence has many names.
+        Requests that come later find none of them on the device. The model's thread does no more
+        of it than it must: a long sequence has many names.
         """
-        cache = self.core.cache
-        table = await in_daemon(partial(self.intake.table_of, tenant, ids), "kv-forgetter")
+        cache, table = self.core.cache, self.intake.table_of(tenant)
         dropping = Call(partial(cache.forget, table, ids))
         self.thread.post(dropping)
         await asyncio.wrap_future(dropping.called)
-        await in_daemon(partial(cache.forget_below, table, ids), "kv-forgetter")
+        async with self.forgetting:  # for each of them wants the interpreter's lock all the time
+            await in_daemon(partial(cache.forget_below, table, ids), "kv-forgetter")
 
     def save(self) -> None:
         """Write to the disk what is cached; the thread must have ended."""

@@ -25,10 +25,24 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The command to call a function between two steps; ``called`` is how others wait for it."""
+    """The command to call a function between two steps; ``called`` is how others wait for it.
+
+    It is cancelled where the thread ends before.
+    """
 
     function: Callable[[], None]
     called: Future[None] = field(default_factory=Future)
+
+    def obey(self) -> None:
+        """Call the function, unless nobody wants it any more; raises what it raises."""
+        if not self.called.set_running_or_notify_cancel():
+            return
+        try:
+            self.function()
+        except BaseException as error:
+            self.called.set_exception(error)
+            raise
+        self.called.set_result(None)
 
 
 class Stop:
@@ -70,12 +84,15 @@ class EngineThread:
 
     def run(self) -> None:
         """Make steps until ``Stop``; an exception from here is the end of the engine."""
-        self._core.start()
-        while self._obey():
-            made = self._core.step(self._hand_out)
-            self._hand_out()  # where the step failed before the model's part
-            self._made = made
-        self._hand_out()
+        try:
+            self._core.start()
+            while self._obey():
+                made = self._core.step(self._hand_out)
+                self._hand_out()  # where the step failed before the model's part
+                self._made = made
+            self._hand_out()
+        finally:
+            self._cancel_calls()
 
     def _hand_out(self) -> None:
         """Deliver what the last step made. The next one calls this when its batch is made.
@@ -94,16 +111,21 @@ class EngineThread:
                     self._core.scheduler.add(command)
                 case Cancel(sequence_id):
                     self._core.scheduler.remove(sequence_id)
-                case Call(function, called):
+                case Call():
                     self._hand_out()
                     self._core.scheduler.tidy()  # nobody who has ended comes back after it
-                    if called.set_running_or_notify_cancel():
-                        function()
-                        called.set_result(None)
+                    command.obey()
                 case Stop():
                     self._core.scheduler.tidy()
                     return False
         return True
+
+    def _cancel_calls(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if isinstance(command, Call):
+                    command.called.cancel()
 
     def _next(self) -> Command | None:
         """Return the next command; ``None`` if there is none and a step is due."""

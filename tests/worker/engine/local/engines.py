@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.emitted import Emitted
 from common.jobs import JobSpec, Sampling
-from tests.support.waiting import within
 from tests.worker.engine.local.tiny import save_tiny_model
 from tests.worker.engine.recorder import DEADLINE_S, FRESH, Recorder
 from worker.engine.local.engine import LocalEngine
@@ -150,8 +149,7 @@ async def between_steps(engine: LocalEngine, function: Callable[[], T]) -> T:
 async def forget(engine: LocalEngine, tenant: str, ids: tuple[int, ...]) -> None:
     """Have a sequence forgotten, and wait until it is."""
     engine.forget(tenant, ids)
-    async with within():
-        await asyncio.gather(*engine._forgetting)
+    await engine._forgetting.finish(DEADLINE_S)
 
 
 async def is_prepared(engine: LocalEngine, request_id: str) -> None:

@@ -26,6 +26,7 @@ from worker.engine.protocol import Request
 from worker.kv.tiers import Tiers
 
 OTHER = PROMPTS[2][::-1]
+NUM_PROBES = 3
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
 
@@ -107,7 +108,29 @@ async def test_a_disk_that_hangs_holds_up_nobody_else(
     assert again.prefilled.cached_tokens >= 64
 
 
-async def test_a_reading_that_breaks_fails_the_engine(
+async def test_a_look_that_hangs_holds_up_nobody_else(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many probes as there are threads for prompts wait for the disk, and prompts do not."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    answers, hanging = threading.Event(), threading.Semaphore(0)
+
+    def hang(_tiers: Tiers, _names: Sequence[bytes]) -> None:
+        hanging.release()
+        assert answers.wait(DEADLINE_S)
+
+    monkeypatch.setattr(Tiers, "look", hang)
+    async with loaded(tiny_model, **options) as engine:
+        requests = [Request(f"job{n}:1", make_spec(PROMPTS[2])) for n in range(NUM_PROBES)]
+        probes = [asyncio.create_task(engine.probe(request)) for request in requests]
+        for _ in probes:
+            assert await asyncio.to_thread(hanging.acquire, timeout=DEADLINE_S)
+        await submit(engine, make_spec(PROMPTS[2]), "other:1").ended()
+        answers.set()
+        await asyncio.gather(*probes)
+
+
+async def test_a_request_that_is_lost_after_its_reading_fails_the_engine(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request would wait for ever otherwise."""
@@ -135,6 +158,50 @@ async def test_what_is_forgotten_is_prefilled_again(engine: LocalEngine) -> None
     await second.ended()
     assert second.prefilled.cached_tokens == 0
     assert second.ids == first.ids
+
+
+async def test_what_is_forgotten_below_holds_up_nobody(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long sequence has many names; others are computed meanwhile. One is forgotten at a time."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    may_end, begun = threading.Event(), threading.Semaphore(0)
+    forget_keys = Tiers.forget
+
+    def hang(tiers: Tiers, keys: Sequence[bytes]) -> None:
+        begun.release()
+        assert may_end.wait(DEADLINE_S)
+        forget_keys(tiers, keys)
+
+    monkeypatch.setattr(Tiers, "forget", hang)
+    async with loaded(tiny_model, **options) as engine:
+        chat = submit(engine, make_spec(PROMPTS[2], prompt_id="chat"), "j:1")
+        sequence = (await chat.ended()).sequence
+        engine.forget("default", sequence)
+        engine.forget("default", sequence)
+        assert await asyncio.to_thread(begun.acquire, timeout=DEADLINE_S)
+        again = submit(engine, make_spec(PROMPTS[2]), "j:2")
+        await again.ended()
+        assert not begun.acquire(blocking=False)
+        may_end.set()
+    assert again.ids == chat.ids
+
+
+async def test_what_is_forgotten_too_slowly_costs_no_cache(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine ends, and saves what others have computed."""
+    options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
+    may_end = threading.Event()
+    monkeypatch.setattr(engine_module, "_CLOSE_S", 0.5)
+    with monkeypatch.context() as slow:
+        slow.setattr(Tiers, "forget", lambda _tiers, _keys: may_end.wait(DEADLINE_S))
+        async with loaded(tiny_model, **options) as engine:
+            await submit(engine, make_spec(OTHER), "j:1").ended()
+            engine.forget("default", (1, 2, 3))
+    may_end.set()
+    async with loaded(tiny_model, **options) as engine:
+        assert await engine.probe(Request("a:1", make_spec(OTHER))) == "partial"
 
 
 async def test_what_is_forgotten_while_the_engine_closes_is_not_saved(

@@ -185,6 +185,30 @@ def test_an_idle_thread_obeys_too(harness: Harness) -> None:
     assert [ident] == harness.core.started
 
 
+def test_a_call_that_nobody_wants_any_more_is_not_made(harness: Harness) -> None:
+    """The next one is."""
+    unwanted = Call(lambda: pytest.fail("it was made"))
+    assert unwanted.called.cancel()
+    harness.thread.post(unwanted)
+    harness.start()
+    harness.call()
+
+
+def test_who_waits_for_a_call_hears_of_the_threads_end(harness: Harness) -> None:
+    """Of one that fails its error, and of one behind it that it will not be made."""
+
+    def fail() -> None:
+        raise TypeError("a bug of ours")
+
+    failing, behind = Call(fail), Call(lambda: None)
+    harness.thread.post(failing)
+    harness.thread.post(behind)
+    harness.start()
+    harness.join()
+    assert isinstance(failing.called.exception(timeout=DEADLINE_S), TypeError)
+    assert behind.called.cancelled()
+
+
 def test_the_books_are_checked_when_it_has_been_idle(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
