@@ -32,7 +32,7 @@ class KvCacheInfo(msgspec.Struct, frozen=True):
 
     ``blocks_used`` belong to running jobs, ``blocks_cached`` to ended ones and can be had back.
     ``query_tokens`` are the prompt tokens asked for so far, ``hit_tokens`` those that were found,
-    in whatever tier.
+    in whatever tier. ``dropped_blocks`` are those that found the disk too slow.
     """
 
     block_tokens: int
@@ -49,6 +49,7 @@ class KvCacheInfo(msgspec.Struct, frozen=True):
     disk_bytes: int = 0
     disk_limit: int = 0
     preemptions: int = 0
+    dropped_blocks: int = 0
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):

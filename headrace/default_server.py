@@ -20,7 +20,7 @@ def default_server(settings: Settings) -> str:
 
 
 def settings_of_process(flags: dict[str, Any]) -> Settings:
-    """Return the settings of a gateway or a worker, which joins a running stack.
+    """Return the settings of a gateway or a worker, which joins a running stack, and says so.
 
     Raises ``StartupFailed`` where it cannot log in to that stack's server.
     """

@@ -1,16 +1,10 @@
 """The KV cache of running sequences: finds what is known of a prompt, keeps what was computed.
 
-A table's blocks and the tokens in them:
-
-    | shared, full | shared, full | own, full  | own, partial |
-    |<----------------- num_tokens ----------------->|<- grown, not yet written ->|
-
 Full blocks are shared between sequences. The last, partial one belongs to one sequence: what it
 starts with is copied, or taken over where nobody else holds it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, takewhile
 from operator import eq
@@ -23,6 +17,7 @@ from worker.kv.blocks import BlockManager, Content
 from worker.kv.chain import beginnings, extend
 from worker.kv.host import StoredBlock
 from worker.kv.pool import Copied
+from worker.kv.table import Hits, Table
 from worker.kv.tiers import Tiers
 
 _log = structlog.get_logger()
@@ -45,36 +40,6 @@ class Memory(Protocol):
     def write(self, block: int, data: Tensor) -> None:
         """Fill a block with the data that ``read`` returned."""
         ...
-
-
-@dataclass(slots=True)
-class Hits:
-    """Prompt tokens that were asked for, and where they were found."""
-
-    queried: int = 0
-    device: int = 0
-    host: int = 0
-    disk: int = 0
-
-    def add(self, other: "Hits") -> None:
-        """Count what was found for somebody."""
-        self.queried += other.queried
-        self.device += other.device
-        self.host += other.host
-        self.disk += other.disk
-
-
-@dataclass(slots=True, eq=False)
-class Table:
-    """The blocks of one sequence. ``num_tokens`` of them are computed; ``chain[i]`` names i blocks.
-
-    ``chain[0]`` is the salt that keeps tenants apart.
-    """
-
-    chain: list[bytes]
-    blocks: list[int] = field(default_factory=list)
-    num_tokens: int = 0
-    hits: Hits = field(default_factory=Hits)  # of the last ``open``
 
 
 class KvCache:
@@ -187,7 +152,7 @@ class KvCache:
         times = self._tiers.use(names)
         for number, (key, used_ns) in reversed(list(enumerate(zip(names, times, strict=True)))):
             # A long conversation with short turns saves one block in many.
-            if self._tiers.is_saved(key) or self._tiers.save_again(key, used_ns):
+            if self._tiers.is_on_disk(key) or self._tiers.save_again(key, used_ns):
                 continue
             content = self._content(table, ids, number)
             self._store(table.blocks[number], content, partial(self._tiers.save, used_ns=used_ns))

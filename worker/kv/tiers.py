@@ -37,8 +37,6 @@ class Tiers:
     """
 
     def __init__(self, host: HostTier, disk: DiskTier, queue_bytes: int = QUEUE_BYTES) -> None:
-        self.host_hits = 0  # blocks taken
-        self.disk_hits = 0  # blocks taken that were read from disk, prefetched or not
         self._host = host
         self._disk = disk
         self._writer = DiskWriter(host, disk, queue_bytes)
@@ -58,7 +56,7 @@ class Tiers:
         return self._disk.num_bytes
 
     @property
-    def dropped(self) -> int:
+    def num_dropped(self) -> int:
         """Blocks that are lost because the disk was too slow."""
         return self._writer.num_dropped
 
@@ -67,7 +65,7 @@ class Tiers:
         with self._moving:
             for evicted in self._host.put(block):
                 self._prefetched.discard(evicted.key)
-                if not self._is_on_disk(evicted.key):
+                if not self.is_on_disk(evicted.key):
                     self._writer.write(evicted)
 
     def save(self, block: StoredBlock, used_ns: int | None = None) -> None:
@@ -111,20 +109,20 @@ class Tiers:
     def _note(self, keys: Sequence[BlockKey], times: Sequence[int]) -> None:
         with self._moving:  # what is forgotten meanwhile must not come back
             for key, used_ns in zip(reversed(keys), reversed(times), strict=True):
-                if self._is_on_disk(key):
+                if self.is_on_disk(key):
                     self._writer.save(key, used_ns)
 
     def holds(self, key: BlockKey) -> bool:
         """Whether the block is here as far as memory knows; another worker's file may be gone."""
-        return key in self._host or self._writer.find(key) is not None or self._is_on_disk(key)
+        return key in self._host or self._writer.find(key) is not None or self.is_on_disk(key)
 
-    def is_saved(self, key: BlockKey) -> bool:
-        """Whether the block is on disk as far as memory knows."""
-        return self._is_on_disk(key)
+    def is_on_disk(self, key: BlockKey) -> bool:
+        """Whether the block is on disk as far as memory knows, and not about to be deleted."""
+        return key in self._disk and not self._writer.removes(key)
 
     def is_on_disk_only(self, key: BlockKey) -> bool:
         """Whether the disk must work for the block, as far as memory knows."""
-        return self._is_on_disk(key) and key not in self._host and self._writer.find(key) is None
+        return self.is_on_disk(key) and key not in self._host and self._writer.find(key) is None
 
     @property
     def is_empty(self) -> bool:
@@ -167,10 +165,6 @@ class Tiers:
         if taken is None or taken.block.parent != parent or taken.block.ids != tuple(ids):
             return None
         self._prefetched.discard(key)
-        if taken.tier == "host":
-            self.host_hits += 1
-        else:
-            self.disk_hits += 1
         return taken
 
     def forget(self, keys: Sequence[BlockKey]) -> None:
@@ -207,9 +201,6 @@ class Tiers:
         block = self._host.get(key) or self._writer.find(key)
         if block is not None:
             return Taken(block, "disk" if key in self._prefetched else "host")
-        if self._is_on_disk(key) or (sees_all and not self._writer.removes(key)):
+        if self.is_on_disk(key) or (sees_all and not self._writer.removes(key)):
             block = self._disk.get(key)
         return Taken(block, "disk") if block is not None else None
-
-    def _is_on_disk(self, key: BlockKey) -> bool:
-        return key in self._disk and not self._writer.removes(key)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-_BEHIND = 8  # places after the last token, which nobody may see
-_MOST = 1 << 22  # of a context: who promises more is not given that much memory to be asked
+_BEHIND = 8  # positions after the last token, which nobody may see
+_MAX_CONTEXT_LEN = 1 << 22  # who promises more is not given that much memory to be asked
 
 
 class Masks:
@@ -22,7 +22,7 @@ class Masks:
     """
 
     def __init__(self, name: str, context_len: int) -> None:
-        self._last = min(context_len, _MOST) - 1
+        self._last = min(context_len, _MAX_CONTEXT_LEN) - 1
         # By the memory of the mask, which attention may get a part of.
         self._made: dict[int, tuple[Tensor, Tensor | None]] = {}
         AttentionMaskInterface.register(name, self._make)
@@ -31,7 +31,7 @@ class Masks:
         """Tell whether attention without this mask, but with the window, is the same."""
         if mask is None:
             return True
-        _, visible = self._made.get(_place(mask), (None, None))
+        _, visible = self._made.get(_storage_of(mask), (None, None))
         if visible is None:
             return False
         keys = torch.arange(len(visible))
@@ -47,11 +47,11 @@ class Masks:
     ) -> Tensor:
         """Be transformers' mask function: [1, 1, queries, keys]."""
         mask = torch.zeros((1, 1, q_length, kv_length), device=device)
-        self._made[_place(mask)] = mask, self._visible(mask_function)
+        self._made[_storage_of(mask)] = mask, self._visible(mask_function)
         return mask
 
     def _visible(self, mask_function: Any) -> Tensor | None:
-        """Return which keys the last token sees; None where more than places decides."""
+        """Return which keys the last token sees; None where more than positions decides."""
         keys = torch.arange(self._last + 1 + _BEHIND)
         zero = torch.zeros_like(keys)
         try:
@@ -61,5 +61,5 @@ class Masks:
         return visible
 
 
-def _place(mask: Tensor) -> int:
+def _storage_of(mask: Tensor) -> int:
     return mask.untyped_storage().data_ptr()

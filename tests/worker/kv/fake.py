@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from worker.kv.blocks import BlockManager
-from worker.kv.cache import Table
 from worker.kv.chain import root
 from worker.kv.pool import KvPool, KvShape
+from worker.kv.table import Table
 
 _EXACT = 1 << 24  # below it every integer is a float32
 

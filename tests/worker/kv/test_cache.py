@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from structlog.testing import capture_logs
 
 from tests.worker.kv.fake import FakeModel, make_pool, make_table
-from worker.kv.cache import KvCache, Table
+from worker.kv.cache import KvCache
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
+from worker.kv.table import Table
 from worker.kv.tiers import Tiers
 
 BLOCK_TOKENS = 4

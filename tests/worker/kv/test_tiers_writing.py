@@ -34,7 +34,7 @@ def test_saving_more_than_the_queue_holds(make_tiers: MakeTiers, gate: Gate) -> 
         tiers.save(block)
     gate.opened.set()
     assert tiers.flush(DEADLINE_S)
-    assert tiers.dropped == 0
+    assert tiers.num_dropped == 0
     after = make_tiers()
     assert [take(after, block) for block in blocks] == ["disk"] * 20
 
@@ -99,7 +99,7 @@ def test_a_tail_leaves_the_disk_before_its_head(
     for known in (blocks[:3], blocks):
         times = before.use(keys(known))
         for block, used_ns in reversed(list(zip(known, times, strict=True))):
-            if not before.is_saved(block.key):
+            if not before.is_on_disk(block.key):
                 before.save(block, used_ns)
         assert before._writer.drain(DEADLINE_S)
     noted = _used_ns(tmp_path, blocks)
@@ -144,14 +144,14 @@ def test_a_full_queue_drops_blocks(make_tiers: MakeTiers, gate: Gate) -> None:
     blocks = make_chain(6)
     for block in blocks:
         tiers.offer(block)
-    assert tiers.dropped == 3
+    assert tiers.num_dropped == 3
     assert [tiers.holds(block.key) for block in blocks] == [True, True, False, False, False, True]
     gate.opened.set()
     assert tiers.flush(DEADLINE_S)
     tiers.offer(blocks[2])
     tiers.offer(blocks[3])
     assert tiers.flush(DEADLINE_S)
-    assert tiers.dropped == 3
+    assert tiers.num_dropped == 3
     assert tiers.holds(blocks[2].key)
 
 

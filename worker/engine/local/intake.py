@@ -13,8 +13,8 @@ from worker.engine.local.sampling import SamplerState
 from worker.engine.local.sequence import Sequence
 from worker.engine.local.tokenizer import Tokenizer
 from worker.engine.protocol import UNRESUMABLE, Delta, Refused, Request
-from worker.kv.cache import Table
 from worker.kv.chain import BlockKey, keys_of, root
+from worker.kv.table import Table
 
 _RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 _MAX_REMEMBERED = 64

@@ -17,11 +17,12 @@ from worker.engine.local.thread import Call, EngineThread
 from worker.engine.local.tokenizer import Tokenizer
 from worker.engine.options import EngineOptions
 from worker.engine.protocol import EngineInfo, EngineStats, Progress, Refused, Request
-from worker.kv.cache import KvCache, Table
+from worker.kv.cache import KvCache
 from worker.kv.chain import BlockKey
 from worker.kv.disk import DiskTier
 from worker.kv.host import HostTier
 from worker.kv.pool import KvPool
+from worker.kv.table import Table
 from worker.kv.tiers import Tiers
 from worker.model.checkpoint import Checkpoint
 from worker.model.fingerprint import fingerprint
@@ -152,6 +153,7 @@ class Parts:
             disk_bytes=tiers.disk_bytes if tiers else 0,
             disk_limit=options.kv_disk_bytes,
             preemptions=self.core.scheduler.num_preemptions,
+            dropped_blocks=tiers.num_dropped if tiers else 0,
         )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from worker.engine.local.sampling.state import SamplerState
-from worker.kv.cache import Table
+from worker.kv.table import Table
 
 
 @dataclass(slots=True, eq=False)

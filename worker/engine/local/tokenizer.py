@@ -34,8 +34,8 @@ class _IncrementalDecoder:
 class Tokenizer:
     """A fast tokeniser of transformers, safe to use from several threads at once.
 
-    All work is done by its Rust half. transformers' own methods set truncation and padding on it
-    before every call, which two threads must not do.
+    Its Rust half does all encoding and decoding. transformers' own methods set truncation and
+    padding on it before every call, which two threads must not do.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -45,6 +45,7 @@ class Tokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        # One of them ends a turn.
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
 

@@ -177,7 +177,7 @@ def test_blocks_go_to_the_host_and_back(watch: Watch, tmp_path: Any) -> None:
     assert tiers.host_bytes > 0, "something was evicted"
     core.scheduler.add(_sequence(0, SAMPLINGS["greedy"], 600))
     _generate(core)
-    assert tiers.host_hits == 2
+    assert core.cache.hits.host == 2 * BLOCK_TOKENS
     tiers.close()
 
 

@@ -1,12 +1,13 @@
 """The ways in which an engine may come to an answer: by each, it is the one of ``generate``."""
 
 from asyncio import gather
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from common.jobs import JobSpec
 from common.registry import KvCacheInfo
@@ -23,6 +24,8 @@ from tests.worker.engine.local.engines import (
 )
 from tests.worker.engine.recorder import Recorder
 from worker.engine.local.engine import LocalEngine
+from worker.kv.chain import BlockKey
+from worker.kv.tiers import Taken, Tiers
 
 _BLOCK_TOKENS = 16
 _APPENDED = " the wheel and the grain"
@@ -136,12 +139,18 @@ async def preempted(subject: Subject) -> None:
 
 async def offloaded(subject: Subject, **tiers: Any) -> None:
     """Blocks run out, go to host memory unless other tiers are given, and come back from there."""
-    async with subject.cramped(**tiers or {"kv_host_bytes": 1 << 30}) as engine:
-        await _ask_together(engine, subject)
-        below = engine._parts.tiers
-        assert below is not None
-        assert _kv(engine).preemptions > 0
-        assert below.host_hits + below.disk_hits > 0
+    taken: list[Taken | None] = []
+    take = Tiers.take
+
+    def spy(below: Tiers, key: BlockKey, parent: BlockKey, ids: Sequence[int]) -> Taken | None:
+        taken.append(take(below, key, parent, ids))
+        return taken[-1]
+
+    with patch.object(Tiers, "take", spy):
+        async with subject.cramped(**tiers or {"kv_host_bytes": 1 << 30}) as engine:
+            await _ask_together(engine, subject)
+            assert _kv(engine).preemptions > 0
+    assert any(taken)
 
 
 async def continued(subject: Subject) -> None:
