@@ -7,11 +7,14 @@ prompt tokens ÷ the time until the last request has its first token. Decode tok
 requests decode. The KV cache is what the engine says its blocks in use take. Points with more than
 ``--budget`` tokens are left out.
 
+What else the host does slows down, for minutes at a time. With ``--add`` the figures of earlier
+runs on the same machine count as well, and each one shown is the highest.
+
 It prints a table and draws ``bench/growth.svg`` with matplotlib
 (``pip install 'headrace[bench]'``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +37,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PLOT = Path("bench/growth.svg")
 LOGS = Path("bench/out/growth")
 INTERRUPTED = 130
+NEW_TOKENS, QUICK_TOKENS = 32, 8  # that all requests make together
 STEP_TOKENS = 400  # fewer than one step prefills: how long the first request waits for the last
 
 COLUMNS = ("prompt tokens", "batch", "prefill tok/s", "decode tok/s", "memory MB", "KV cache MB")
@@ -116,6 +120,16 @@ def _figures(answer: Answer, length: int, batch: int) -> Point:
     )
 
 
+def best(points: Iterable[Point]) -> list[Point]:
+    """Return one point for each length and batch: of its runs the highest of every figure."""
+    found: dict[tuple[int, int], Point] = {}
+    for point in points:
+        place = (point.length, point.batch)
+        known = msgspec.structs.astuple(found.get(place, point))
+        found[place] = Point(*map(max, known, msgspec.structs.astuple(point)))
+    return [found[place] for place in sorted(found)]
+
+
 def show(report: Report) -> None:
     """Print the table."""
     _console.print(str(report.machine), highlight=False, markup=False, soft_wrap=True)
@@ -128,7 +142,7 @@ def show(report: Report) -> None:
             f"{point.memory_bytes / 1e6:.0f}",
             f"{point.kv_bytes / 1e6:.1f}",
         ]
-        for point in report.points
+        for point in best(report.points)
     ]
     show_table(COLUMNS, lines, _console, f"The engine: {report.note}")
     for failure in report.failures:
@@ -156,6 +170,13 @@ def draw(points: Sequence[Point], path: Path) -> None:
     figure.savefig(path)
 
 
+def _read(path: Path) -> Report:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError) as error:
+        raise typer.BadParameter(f"{path} is no report of bench.growth: {error}") from error
+
+
 def _say(line: str) -> None:
     _progress.print(line, highlight=False, markup=False)
 
@@ -163,7 +184,7 @@ def _say(line: str) -> None:
 def main(
     *,
     budget: Annotated[int, typer.Option(help="Most tokens of a point.")] = 32_768,
-    max_tokens: Annotated[int, typer.Option(help="New tokens that all make together.")] = 32,
+    add: Annotated[list[Path] | None, typer.Option(help="What --json wrote earlier.")] = None,
     float32: Annotated[bool, typer.Option(help="fp32 instead of the default.")] = False,
     plot: Annotated[Path, typer.Option(help="Where the plot is written.")] = PLOT,
     quick: Annotated[bool, typer.Option(help="Three points, 8 tokens, no plot.")] = False,
@@ -173,15 +194,19 @@ def main(
     grid = [(length, batch) for length, batch in product(LENGTHS, BATCHES)]
     grid = [(length, batch) for length, batch in grid if length * batch <= budget]
     if quick:
-        grid, max_tokens = [(64, 1), (64, 2), (128, 2)], 8
+        grid = [(64, 1), (64, 2), (128, 2)]
+    earlier = [_read(path) for path in add or ()]
     try:
-        report = measure(find_model(), grid, max_tokens, float32=float32)
+        num_new = QUICK_TOKENS if quick else NEW_TOKENS
+        report = measure(find_model(), grid, num_new, float32=float32)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    points = tuple(point for each in (*earlier, report) for point in each.points)
+    report = msgspec.structs.replace(report, points=points)
     show(report)
     keep(report, json)
-    if report.points and (not quick or plot != PLOT):
-        draw(report.points, plot)
+    if points and (not quick or plot != PLOT):
+        draw(best(points), plot)
         _say(f"drawn: {plot}")
 
 
