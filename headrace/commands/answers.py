@@ -13,7 +13,7 @@ from common.events import Ended
 from headrace.ask import Measured, cut, print_answer, require_completed, statistics
 from headrace.asking import Asking, Drawing
 from headrace.client import Client
-from headrace.errors import ClientError, JobNotCompleted
+from headrace.errors import ApiError, ClientError, JobNotCompleted
 from headrace.flags import JobId, Json, PlainCommand, Url, unpacked
 from headrace.printing import AnswerPrinter, SilentPrinter
 from headrace.signals import StopSignals
@@ -118,6 +118,9 @@ async def _run(
                 raise JobNotCompleted(await _cancelled(client, job.id)) from None
             except BrokenPipeError:
                 await _cancelled(client, job.id)
+                raise
+            except ApiError:
+                note(f"{job.id} was accepted, and goes on")  # a key may submit and not read
                 raise
         return job.id, end, measured
 

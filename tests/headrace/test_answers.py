@@ -222,6 +222,14 @@ def test_a_job_that_fails_is_code_1(headrace: Headrace) -> None:
     assert result.stderr == f"headrace: {JOB} failed: Three workers died. (worker_lost)\n"
 
 
+def test_a_job_that_cannot_be_followed_is_named(headrace: Headrace) -> None:
+    """The key may submit and not read: somebody else may want to follow the job, or cancel it."""
+    with fake_gateway_in_thread(SUBMITTED, problem(403, "scope-missing")) as gateway:
+        result = headrace("run", "Why?", url=gateway.url)
+    assert result.exit_code == 1
+    assert f"{JOB} was accepted, and goes on" in result.stderr
+
+
 def test_ctrl_c_cancels_the_job(headrace: Headrace) -> None:
     """The text so far stays, the job ends, and people are told."""
     with fake_gateway_in_thread(SUBMITTED, stream(events(0, 2), hold=True), CANCELLED) as gateway:
