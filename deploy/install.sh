@@ -23,6 +23,7 @@ trap 'rm -f "$log"; [ -z "$child" ] || kill "$child" 2>/dev/null || true' EXIT
 step() {
   local label="  [$1/4] $2" began=$SECONDS
   shift 2
+  [ -t 1 ] || printf '%s …\n' "$label"
   "$@" >"$log" 2>&1 &
   child=$!
   while kill -0 "$child" 2>/dev/null; do
@@ -32,7 +33,7 @@ step() {
   wait "$child" || { printf '\r%s: failed\n' "$label"; cat "$log"; exit 1; } >&2
   child=
   if [ -t 1 ]; then printf '\r'; fi
-  printf '%s … %d s \n' "$label" $((SECONDS - began))
+  printf '%s: done in %d s\n' "$label" $((SECONDS - began))
 }
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 install_torch() {

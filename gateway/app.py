@@ -29,6 +29,7 @@ def create_app(services: Services) -> ASGIApp:
 
     routes = [*_routes(), Route("/openapi.json", openapi), WebSocketRoute("/v1/ws", sockets.serve)]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
+    app.router.redirect_slashes = False  # a redirect is no answer of ours: no sentence, no ID
     app.state.services = services
     # Around Starlette, not in it: the answer to a fault of ours must have its ID and be counted.
     return RequestId(Measured(_guarded(app, services.settings), services.metrics))

@@ -37,7 +37,7 @@ async def check_stored(services: Services, tenant: str, spec: JobSpec) -> None:
     if spec.if_version not in (None, version):
         detail = (
             f"The version of {spec.prompt_id!r} is {version}, not {spec.if_version}; "
-            "look at what has changed, and build on that."
+            "read it again (`GET /v1/prompts/…`) and build on what is there."
         )
         raise Problem(409, "prompt-version-conflict", detail)
 

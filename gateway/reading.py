@@ -9,6 +9,7 @@ from starlette.requests import Request
 from common.errors import Problem
 from common.names import MAX_NAME_LEN, is_job_id, is_name
 from gateway.schemas import JobRequest
+from gateway.violations import sentence_of
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def decode_json(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        detail = _explain(data, decoder.type) or f"{error}."
+        detail = _explain(data, decoder.type) or sentence_of(str(error))
         raise bad_request("invalid-request", detail) from None
     except _UNDECODABLE as error:
         raise bad_request("invalid-json", f"The body is not valid JSON: {error}.") from None

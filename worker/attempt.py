@@ -105,7 +105,8 @@ class AttemptLog:
                 self.sequence = output.sequence
             case Refused():
                 error = ErrorInfo(output.type, output.detail)
-                self.end = self._build_end(Failed, Finished(FinishReason.ERROR), error)
+                broken = Finished(FinishReason.ERROR, completion_tokens=output.completion_tokens)
+                self.end = self._build_end(Failed, broken, error)
 
     def restart(self, reason: str) -> None:
         """Begin the answer anew, and tell its readers: the engine cannot continue the old one."""

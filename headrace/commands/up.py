@@ -66,6 +66,7 @@ async def _up(settings: Settings, *, own_server: bool) -> None:
         await asyncio.Event().wait()  # until a signal comes
 
     await _with_stack(settings, wait, own_server=own_server)
+    note("Stopped")
 
 
 async def _demo(settings: Settings, *, own_server: bool) -> None:

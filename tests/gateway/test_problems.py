@@ -22,6 +22,7 @@ async def test_an_unknown_path_is_a_problem(client: httpx2.AsyncClient) -> None:
     assert "/openapi.json" in body["detail"]
     assert body["instance"] == "/v2/jobs"
     assert body["title"] == "Route not found"
+    check_problem(await client.get("/v1/prompts"), 404, "route-not-found")  # and no redirect
 
 
 @pytest.mark.parametrize(

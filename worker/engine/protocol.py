@@ -81,10 +81,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The job cannot be done; its neighbours are unharmed. ``type`` is stable."""
+    """The job cannot be done; its neighbours are unharmed. ``type`` is stable.
+
+    ``completion_tokens`` as in ``Finished``: those of an answer that breaks off.
+    """
 
     type: str
     detail: str
+    completion_tokens: int | None = None
 
 
 UNRESUMABLE = "takeover-mismatch"

@@ -83,7 +83,9 @@ class RemoteEngine(TaskEngine):
         except TakeoverMismatch as error:
             self._say(ongoing, Refused(UNRESUMABLE, str(error)))
         except UpstreamFault as fault:
-            self._say(ongoing, Refused(fault.type, self._upstream.redacted(str(fault))))
+            num_heard = ongoing.cancelled().completion_tokens
+            detail = self._upstream.redacted(str(fault))
+            self._say(ongoing, Refused(fault.type, detail, num_heard))
 
     def _explain(self, error: Exception) -> str | None:
         return self._upstream.redacted(super()._explain(error) or "")

@@ -49,7 +49,9 @@ async def test_in_the_end_it_gives_up(upstream: Upstream, engine_of: EngineOf) -
     server = upstream(replies(500, json.dumps({"error": {"message": f"dead\n {KEY}"}})))
     refusal = await refused(await engine_of(server))
     assert refusal == Refused(
-        "upstream-error", "The upstream failed 4 times: it answered 500: dead …."
+        "upstream-error",
+        "The upstream failed 4 times: it answered 500: dead ….",
+        completion_tokens=0,
     )
     assert len(server.asked) == HASTY.tries
 
@@ -89,6 +91,14 @@ async def test_no_answer_is_cut_silently(
     recorder, _ = await answered(engine)
     assert recorder.text == "The Rhine"
     assert len(server.asked) == 2
+
+
+async def test_what_came_before_a_cut_is_counted(upstream: Upstream, engine_of: EngineOf) -> None:
+    """Its frames are all that is known of its tokens."""
+    server = upstream(cuts_after(chat("The "), chat("Rhi")), replies(400, "{}"))
+    engine = await engine_of(server)
+    assert (await refused(engine)).completion_tokens == 2
+    assert not (await refused(engine)).completion_tokens
 
 
 async def test_a_refusal_is_one_bounded_line(upstream: Upstream, engine_of: EngineOf) -> None:
