@@ -37,7 +37,7 @@ def extend(parent: BlockKey, ids: Sequence[int]) -> BlockKey:
 
 def beginnings(parent: BlockKey, ids: Sequence[int]) -> list[BlockKey]:
     """Return the keys of all blocks that start these tokens after ``parent``, shortest first."""
-    digest = blake2b(parent, digest_size=KEY_LEN, person=_LINK)
+    digest = _begin(parent)
     keys: list[BlockKey] = []
     for token in struct.iter_unpack("4s", pack_ids(ids)):
         digest.update(*token)
@@ -58,7 +58,11 @@ def keys_of(root: BlockKey, ids: Sequence[int], block_tokens: int) -> list[Block
 
 
 def _link(parent: BlockKey, packed: bytes | memoryview) -> BlockKey:
-    assert len(parent) == KEY_LEN
-    digest = blake2b(parent, digest_size=KEY_LEN, person=_LINK)
+    digest = _begin(parent)
     digest.update(packed)
     return digest.digest()
+
+
+def _begin(parent: BlockKey) -> blake2b:
+    assert len(parent) == KEY_LEN
+    return blake2b(parent, digest_size=KEY_LEN, person=_LINK)

@@ -141,7 +141,8 @@ class LocalEngine:
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._loaded is not None and self._ended is not None:
-            await self._forgetting.finish(_CLOSE_S)
+            # A thread that has ended calls nothing any more.
+            await self._forgetting.finish(0 if self._ended.done() else _CLOSE_S)
             self._loaded.thread.stop()
             # A step that hangs must not hold up the process; its thread is a daemon.
             await asyncio.wait((self._ended,), timeout=_CLOSE_S)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Semaphore
 
 import torch
 
@@ -29,6 +30,8 @@ from worker.model.fingerprint import fingerprint
 from worker.model.loading import LoadedModel, load_model
 from worker.model.network import PagedModel, build_network
 
+# That look and read at once: one that hangs in the disk never comes back.
+MAX_DISK_THREADS = 32
 # How long a worker that stops writes its cache to the disk.
 _SAVE_S = 5.0
 
@@ -55,6 +58,7 @@ class Parts:
     tiers: Tiers | None
     options: EngineOptions
     forgetting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    disk_threads: Semaphore = field(default_factory=partial(Semaphore, MAX_DISK_THREADS))
 
     def probe(self, request: Request) -> str | Unseen:
         """Return how much of the prompt is cached, or what to ``look`` for to tell.
@@ -74,7 +78,7 @@ class Parts:
         Takes as long as the disk takes.
         """
         assert self.tiers is not None
-        self.tiers.look(unseen.missing)
+        self._at_disk(partial(self.tiers.look, unseen.missing))
         return self._found(unseen.table, unseen.ids)
 
     def _found(self, table: Table, ids: list[int]) -> str:
@@ -97,7 +101,15 @@ class Parts:
     def fetch(self, names: Sequence[BlockKey]) -> None:
         """Read blocks into host memory, as far as they have room there. Takes its time."""
         assert self.tiers is not None
-        self.tiers.prefetch(names)
+        self._at_disk(partial(self.tiers.prefetch, names))
+
+    def _at_disk(self, work: Callable[[], object]) -> None:
+        """Let the disk work, unless it hangs with as many as may wait for it."""
+        if self.disk_threads.acquire(blocking=False):
+            try:
+                work()
+            finally:
+                self.disk_threads.release()
 
     def _missing(self, names: Sequence[BlockKey]) -> list[BlockKey]:
         """Return the names of the blocks that are not on the device."""

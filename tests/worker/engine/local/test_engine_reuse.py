@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import EngineFailed
 from common.jobs import Message
+from tests.support.waiting import within
 from tests.worker.engine.local.engines import (
     PROMPTS,
     Reference,
@@ -22,11 +23,11 @@ from tests.worker.engine.local.engines import (
 from tests.worker.engine.recorder import DEADLINE_S
 from worker.engine.local import engine as engine_module
 from worker.engine.local.engine import LocalEngine
+from worker.engine.local.parts import MAX_DISK_THREADS
 from worker.engine.protocol import Request
 from worker.kv.tiers import Tiers
 
 OTHER = PROMPTS[2][::-1]
-NUM_PROBES = 3
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("generic_path")]
 
@@ -111,7 +112,7 @@ async def test_a_disk_that_hangs_holds_up_nobody_else(
 async def test_a_look_that_hangs_holds_up_nobody_else(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many probes as there are threads for prompts wait for the disk, and prompts do not."""
+    """As many probes as may wait for the disk, and prompts and further probes do not."""
     options = {"cache_dir": tmp_path, "kv_host_bytes": 1 << 20, "kv_disk_bytes": 1 << 22}
     answers, hanging = threading.Event(), threading.Semaphore(0)
 
@@ -121,10 +122,12 @@ async def test_a_look_that_hangs_holds_up_nobody_else(
 
     monkeypatch.setattr(Tiers, "look", hang)
     async with loaded(tiny_model, **options) as engine:
-        requests = [Request(f"job{n}:1", make_spec(PROMPTS[2])) for n in range(NUM_PROBES)]
+        requests = [Request(f"job{n}:1", make_spec(PROMPTS[2])) for n in range(MAX_DISK_THREADS)]
         probes = [asyncio.create_task(engine.probe(request)) for request in requests]
         for _ in probes:
             assert await asyncio.to_thread(hanging.acquire, timeout=DEADLINE_S)
+        async with within():
+            assert await engine.probe(Request("late:1", make_spec(OTHER))) == "miss"
         await submit(engine, make_spec(PROMPTS[2]), "other:1").ended()
         answers.set()
         await asyncio.gather(*probes)
